@@ -152,8 +152,8 @@ def launch(argv: Sequence[str], owner: pwd.struct_passwd | None, **options: Any)
 class Server:
     """A throwaway server: `start`, `stop`, `kill`, `restart`, `close`; as a context manager it starts and closes.
 
-    `directory` is created if missing and belongs to this server alone; None makes one in the temporary directory. `close`
-    (also at exit) stops the server and removes the directory.
+    `directory` is created if missing and belongs to this server alone; None makes one in the temporary directory.
+    `close` (also at exit) stops the server and removes the directory.
     """
 
     name = "server"
@@ -183,8 +183,8 @@ class Server:
 
     def secret(self, path: Path, text: str) -> Path:
         """A file of mode 0600 that belongs to the server's account."""
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
+        path.touch(mode=0o600)
+        path.write_text(text, encoding="utf-8")
         self.give(path)
         return path
 
@@ -656,8 +656,8 @@ def path_segment(name: str) -> str:
 class Stores:
     """AgentMem's four stores: `postgres`, `redis`, `qdrant`, `config_dir`, with `backup_dir` and `log_dir` beside them.
 
-    Servers that are handed in stay the caller's: they are neither started nor closed. Without `directory` everything lies
-    in a temporary one, which is removed at the end, also at exit.
+    Servers that are handed in stay the caller's: they are neither started nor closed. Without `directory` everything
+    lies in a temporary one, which is removed at the end, also at exit.
     """
 
     def __init__(
@@ -747,7 +747,7 @@ class Stores:
         return {name: value for name, value in values.items() if value}
 
     def destroy(self) -> None:
-        """Lose everything: an empty database, an empty Redis without functions, no collection, an empty configuration."""
+        """Lose everything: the database, Redis's keys and functions, every collection, every configuration file."""
         self.postgres.recreate_database()
         with self.redis.client() as client:
             client.flushall()
