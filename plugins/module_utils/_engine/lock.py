@@ -1,0 +1,61 @@
+# Copyright: (c) 2026, The agentmem.backup maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One run at a time in a backup directory: `flock`, which the kernel lets go of when its holders are gone.
+
+The descriptor is handed to the programs that the run starts (see `process`): where the run is killed, the directory
+stays locked until the last `pg_dump` or `pg_restore` that still writes has ended. A lock file left behind holds nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from . import clock, process
+from .errors import LockedError
+
+
+def _holder(path: Path) -> str:
+    try:
+        facts = json.loads(path.read_text())
+        return f"{facts['verb']} (process {facts['pid']}) since {facts['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another run"
+
+
+@contextlib.contextmanager
+def hold(path: Path, verb: str, wait_s: float = 0) -> Iterator[None]:
+    """Hold the lock at `path` for the length of the block.
+
+    Takes the verb that is run (told to whoever finds the lock held) and how many seconds to wait for it. Raises
+    `LockedError` that says who holds it and since when.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    waited = f" after waiting {wait_s:g} s" if wait_s else ""
+                    raise LockedError(
+                        f"{path.parent.parent} is locked{waited}: {_holder(path)} is at work there; "
+                        "wait for it, or give --lock-wait SECONDS"
+                    ) from None
+                time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
+        facts = {"pid": os.getpid(), "verb": verb, "since": clock.iso(clock.now())}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(facts).encode(), 0)
+        with process.inheriting(descriptor):
+            yield
+    finally:
+        os.close(descriptor)

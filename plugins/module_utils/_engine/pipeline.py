@@ -1,0 +1,433 @@
+# Copyright: (c) 2026, The agentmem.backup maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Bytes on their way into a set's file and out of it: source → compress → hash → file, and the same chain reversed.
+
+Everything moves in pieces of 1 MiB with a few in flight, so memory stays flat whatever the size. Compression and
+hashing run in threads of their own (zlib, ISA-L, OpenSSL and zstd all let go of Python's lock while they work).
+
+gzip is written as one member in which each piece is compressed on its own by ISA-L, or stored as it is where that
+would gain less than a tenth (vectors do not compress): any gunzip reads it. zstd frames carry a content checksum.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import queue
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import process
+from .errors import BackupError, Cancelled, VerificationError
+
+try:
+    from isal import isal_zlib
+
+    fast_zlib: Any = isal_zlib
+except ImportError:  # no wheel for this machine: the same bytes, more slowly
+    fast_zlib = zlib
+
+PIECE = 1024 * 1024
+_IN_FLIGHT = 4
+_SAMPLE = 32 * 1024
+_GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"  # RFC 1952: deflate, no name, no time, fastest, unknown system
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What went through a pipeline: sizes in bytes and SHA-256, of the file as it lies on the disk and of its content."""
+
+    bytes: int
+    sha256: str
+    raw_bytes: int
+    raw_sha256: str
+
+
+class Gzip:
+    """Encoder of one gzip member out of independently compressed pieces (RFC 1951, 1952)."""
+
+    def __init__(self, level: int):
+        """`level`: 0 stores, 1 to 6 compress at the speed of the disk (ISA-L), 7 to 9 as small as zlib can (slowly)."""
+        self._level = level
+        self._crc = 0
+        self._length = 0
+        self._started = False
+
+    def _deflate(self, library: Any, level: int, piece: bytes | memoryview) -> bytes:
+        encoder = library.compressobj(level, library.DEFLATED, -15)
+        return bytes(encoder.compress(piece) + encoder.flush(library.Z_SYNC_FLUSH))
+
+    def _compresses(self, piece: bytes | memoryview) -> bool:
+        if len(piece) < 2 * _SAMPLE:
+            return True
+        middle = len(piece) // 2
+        sample = piece[middle : middle + _SAMPLE]
+        return len(self._deflate(fast_zlib, 1, sample)) < 0.9 * _SAMPLE
+
+    def encode(self, piece: bytes | memoryview) -> bytes:
+        """The compressed form of the next piece."""
+        self._crc = fast_zlib.crc32(piece, self._crc)
+        self._length += len(piece)
+        start = b"" if self._started else _GZIP_HEADER
+        self._started = True
+        if self._level == 0 or not self._compresses(piece):
+            return start + self._deflate(zlib, 0, piece)
+        if self._level <= 6 and fast_zlib is not zlib:
+            return start + self._deflate(fast_zlib, 1 if self._level <= 3 else 2, piece)
+        return start + self._deflate(zlib, 1 if self._level <= 6 else self._level, piece)
+
+    def finish(self) -> bytes:
+        """What ends the member."""
+        start = b"" if self._started else _GZIP_HEADER
+        return start + b"\x03\x00" + struct.pack("<II", self._crc & 0xFFFFFFFF, self._length & 0xFFFFFFFF)
+
+
+class Zstd:
+    """Encoder of one zstd frame with a content checksum."""
+
+    def __init__(self, level: int):
+        """`level` as in zstd, 1 to 19."""
+        import zstandard
+
+        self._encoder = zstandard.ZstdCompressor(level=level, write_checksum=True).compressobj()
+
+    def encode(self, piece: bytes | memoryview) -> bytes:
+        """The compressed form of the next piece."""
+        return self._encoder.compress(piece)
+
+    def finish(self) -> bytes:
+        """What ends the frame."""
+        return self._encoder.flush()
+
+
+class Plain:
+    """No compression: a Redis dump stays a file that Redis can load."""
+
+    def encode(self, piece: bytes | memoryview) -> bytes:
+        """The piece itself."""
+        return bytes(piece)
+
+    def finish(self) -> bytes:
+        """Nothing."""
+        return b""
+
+
+SUFFIXES = {"gzip": ".gz", "zstd": ".zst", "none": ""}
+"""Compression → what it adds to a file's name."""
+
+
+def _encoder(compression: str, level: int) -> Gzip | Zstd | Plain:
+    if compression == "gzip":
+        return Gzip(level)
+    if compression == "zstd":
+        return Zstd(min(max(level, 1), 19) if level != 6 else 3)
+    return Plain()
+
+
+class _Stage:
+    """A worker thread fed by a bounded queue; the first error in it is raised to whoever feeds it next."""
+
+    def __init__(self, work: Callable[[bytes], None], name: str):
+        self._work = work
+        self._pieces: queue.Queue[bytes | None] = queue.Queue(_IN_FLIGHT)
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while (piece := self._pieces.get()) is not None:
+            if self.error is None:
+                try:
+                    self._work(piece)
+                except BaseException as error:  # handed to the feeding thread
+                    self.error = error
+
+    def feed(self, piece: bytes) -> None:
+        if self.error is not None:
+            raise self.error
+        self._pieces.put(piece)
+
+    def end(self) -> None:
+        self._pieces.put(None)
+        self._thread.join()
+        if self.error is not None:
+            raise self.error
+
+    def abandon(self) -> None:
+        self.error = self.error or Cancelled("given up")
+        self._pieces.put(None)
+        self._thread.join()
+
+
+class Writer:
+    """Writes one file of a set. Feed it with `write`, then `close` (gives the `Digest`) or `abandon` (removes the file)."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        compression: str = "none",
+        level: int = 6,
+        advance: Callable[[int], None] | None = None,
+    ):
+        """`compression` is gzip, zstd or none. `advance` is told how many raw bytes went through. The file must not exist yet."""
+        self.path = path
+        self._advance = advance
+        self._encoder = _encoder(compression, level)
+        self._raw = hashlib.sha256()
+        self._stored = hashlib.sha256()
+        self._raw_bytes = 0
+        self._stored_bytes = 0
+        self._buffer = bytearray()
+        self._descriptor = process.guarded(
+            lambda: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), f"making {path}"
+        )
+        self._store = _Stage(self._save, "store")
+        self._compress = _Stage(self._pack, "compress")
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Take the next bytes; returns how many (all), so that a tarfile can write here. Raises what a later stage met."""
+        if process.stopping():
+            raise Cancelled("the run is being stopped")
+        size = len(data)
+        if not self._buffer and size >= PIECE:
+            self._compress.feed(bytes(data))
+        else:
+            self._buffer += data
+            if len(self._buffer) >= PIECE:
+                self._compress.feed(bytes(self._buffer))
+                self._buffer.clear()
+        return size
+
+    def _pack(self, piece: bytes) -> None:
+        self._raw.update(piece)
+        self._raw_bytes += len(piece)
+        if packed := self._encoder.encode(piece):
+            self._store.feed(packed)
+        if self._advance:
+            self._advance(self._raw_bytes)
+
+    def _save(self, packed: bytes) -> None:
+        self._stored.update(packed)
+        view = memoryview(packed)
+        while view:
+            try:
+                done = os.write(self._descriptor, view)
+            except OSError as error:
+                raise BackupError(process.os_sentence(error, f"writing {self.path}")) from error
+            view = view[done:]
+        before, self._stored_bytes = self._stored_bytes, self._stored_bytes + len(packed)
+        if self._stored_bytes // (64 * PIECE) != before // (64 * PIECE):
+            _let_go(self._descriptor)
+
+    def close(self) -> Digest:
+        """Flush to the disk, forget the cached pages (whoever reads next reads the disk) and return what was written."""
+        try:
+            if self._buffer:
+                self._compress.feed(bytes(self._buffer))
+                self._buffer.clear()
+            self._compress.end()
+            self._store.feed(self._encoder.finish())
+            self._store.end()
+            process.guarded(lambda: os.fsync(self._descriptor), f"writing {self.path}")
+        except BaseException:
+            self.abandon()
+            raise
+        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(self._descriptor)
+        self._descriptor = -1
+        return Digest(self._stored_bytes, self._stored.hexdigest(), self._raw_bytes, self._raw.hexdigest())
+
+    def abandon(self) -> None:
+        """Stop and remove the file."""
+        if self._descriptor < 0:
+            return
+        self._compress.abandon()
+        self._store.abandon()
+        os.close(self._descriptor)
+        self._descriptor = -1
+        self.path.unlink(missing_ok=True)
+
+
+def _let_go(descriptor: int) -> None:
+    """Start writing what is dirty and drop what is clean: a large backup must not push the database out of memory."""
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _inflate(packed: Iterator[bytes], path: Path) -> Iterator[bytes]:
+    decoder = fast_zlib.decompressobj(wbits=31)
+    begun = False
+    for piece in packed:
+        data = piece
+        while data:
+            if decoder.eof:  # another member, as `cat a.gz b.gz` or pigz make them
+                decoder = fast_zlib.decompressobj(wbits=31)
+            begun = True
+            try:
+                raw = decoder.decompress(data, 4 * PIECE)
+            except (zlib.error, fast_zlib.error) as error:
+                raise VerificationError(f"{path} is damaged: gzip says {error}") from None
+            if raw:
+                yield raw
+            data = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
+    if not begun or not decoder.eof:
+        raise VerificationError(f"{path} is damaged: its gzip stream ends too early")
+
+
+def _unzstd(packed: Iterator[bytes], path: Path) -> Iterator[bytes]:
+    import zstandard
+
+    decoder = zstandard.ZstdDecompressor().decompressobj()
+    for piece in packed:
+        if decoder.eof:
+            raise VerificationError(f"{path} is damaged: something follows the end of its zstd frame")
+        try:
+            raw = decoder.decompress(piece)
+        except zstandard.ZstdError as error:
+            raise VerificationError(f"{path} is damaged: zstd says {error}") from None
+        for start in range(0, len(raw), 4 * PIECE):
+            yield raw[start : start + 4 * PIECE]
+    if not decoder.eof or decoder.unused_data:
+        raise VerificationError(f"{path} is damaged: its zstd frame does not end where the file ends")
+
+
+def compression_of(path: Path) -> str:
+    """The compression that a file's name tells: gzip, zstd or none."""
+    return {".gz": "gzip", ".zst": "zstd"}.get(path.suffix, "none")
+
+
+class Reader:
+    """Reads one file of a set: `pieces()` gives its content, decompressed; afterwards `digest()` tells what was read.
+
+    `digest()` is only there once the content was read to its end: what was not read is not known to be whole.
+    """
+
+    def __init__(self, path: Path, *, compression: str | None = None, advance: Callable[[int], None] | None = None):
+        """`compression` is what the file's name tells where it is None. `advance` is told how many raw bytes went by."""
+        self.path = path
+        self._compression = compression or compression_of(path)
+        self._advance = advance
+        self._stored = hashlib.sha256()
+        self._raw = hashlib.sha256()
+        self._stored_bytes = 0
+        self._raw_bytes = 0
+        self._complete = False
+
+    def _file(self) -> Iterator[bytes]:
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+                while piece := file.read(PIECE):
+                    self._stored.update(piece)
+                    self._stored_bytes += len(piece)
+                    yield piece
+        except OSError as error:
+            raise BackupError(process.os_sentence(error, f"reading {self.path}")) from error
+
+    def _content(self) -> Iterator[bytes]:
+        if self._compression == "gzip":
+            return _inflate(self._file(), self.path)
+        if self._compression == "zstd":
+            return _unzstd(self._file(), self.path)
+        return self._file()
+
+    def pieces(self) -> Iterator[bytes]:
+        """The content from its start, in pieces of up to 4 MiB, decompressed and hashed in a thread of their own.
+
+        Raises VerificationError where the file is damaged or ends early, BackupError where it cannot be read.
+        """
+        ready: queue.Queue[bytes | BaseException | None] = queue.Queue(_IN_FLIGHT)
+        given_up = threading.Event()
+
+        def produce() -> None:
+            try:
+                for piece in self._content():
+                    if given_up.is_set() or process.stopping():
+                        return
+                    self._raw.update(piece)
+                    ready.put(piece)
+                ready.put(None)
+            except BaseException as error:  # raised in the reading thread
+                ready.put(error)
+
+        thread = threading.Thread(target=produce, name="read", daemon=True)
+        thread.start()
+        try:
+            while True:
+                try:
+                    piece = ready.get(timeout=0.5)
+                except queue.Empty:
+                    if process.stopping():
+                        raise Cancelled("the run is being stopped") from None
+                    continue
+                if piece is None:
+                    break
+                if isinstance(piece, BaseException):
+                    raise piece
+                self._raw_bytes += len(piece)
+                if self._advance:
+                    self._advance(self._raw_bytes)
+                yield piece
+            self._complete = True
+        finally:
+            given_up.set()
+            while thread.is_alive():
+                with contextlib.suppress(queue.Empty):
+                    ready.get_nowait()
+                thread.join(timeout=0.01)
+
+    def digest(self) -> Digest:
+        """What was read. Raises BackupError before the end was reached."""
+        if not self._complete:
+            raise BackupError(f"{self.path} was not read to its end")
+        return Digest(self._stored_bytes, self._stored.hexdigest(), self._raw_bytes, self._raw.hexdigest())
+
+
+class Stream:
+    """The content of a `Reader` as a file object that reads forward only: what tarfile and parsers want."""
+
+    def __init__(self, pieces: Iterator[bytes]):
+        self._pieces = pieces
+        self._left = b""
+        self._at = 0
+        self.position = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes, fewer only at the end; all that is left where `size` is negative."""
+        parts: list[bytes] = []
+        wanted = size
+        while wanted != 0:
+            if self._at >= len(self._left):
+                self._left, self._at = next(self._pieces, b""), 0
+                if not self._left:
+                    break
+            part = self._left[self._at :] if wanted < 0 else self._left[self._at : self._at + wanted]
+            self._at += len(part)
+            wanted -= len(part) if wanted > 0 else 0
+            parts.append(part)
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        self.position += len(data)
+        return data
+
+
+def hash_file(path: Path) -> tuple[int, str]:
+    """Size in bytes and SHA-256 of a file as it lies on the disk. Raises BackupError."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            while piece := file.read(PIECE):
+                if process.stopping():
+                    raise Cancelled("the run is being stopped")
+                digest.update(piece)
+                size += len(piece)
+    except OSError as error:
+        raise BackupError(process.os_sentence(error, f"reading {path}")) from error
+    return size, digest.hexdigest()

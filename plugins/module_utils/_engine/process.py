@@ -1,0 +1,279 @@
+# Copyright: (c) 2026, The agentmem.backup maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Programs that the engine starts: found by name, watched, and never outliving what they serve.
+
+Each has its own return code, looked at; what it says on stderr is kept (the last 64 KiB) and becomes the sentence when
+it fails. Secrets reach a program by environment, file or descriptor, never by argv.
+
+A child dies with us (`setpriv --pdeathsig`), and inherits the lock of the backup directory, so that a directory is
+never unlocked while something still writes for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import BackupError, Cancelled, ToolError, one_line
+
+_STDERR_KEPT = 64 * 1024
+_inherited: set[int] = set()
+_running: set[Child] = set()
+_guard = threading.Lock()
+_stopping = threading.Event()
+
+
+@contextlib.contextmanager
+def inheriting(descriptor: int) -> Iterator[None]:
+    """Programs started inside the block inherit `descriptor` (the lock)."""
+    _inherited.add(descriptor)
+    try:
+        yield
+    finally:
+        _inherited.discard(descriptor)
+
+
+def find(tool: str, package: str, directories: Sequence[Path] = ()) -> str:
+    """The path of `tool`: in `directories`, else on the PATH. Raises BackupError that names the Debian package."""
+    for directory in directories:
+        if os.access(directory / tool, os.X_OK):
+            return str(directory / tool)
+    found = shutil.which(tool)
+    if found is None:
+        raise BackupError(f"the program {tool} is not installed: install it (Debian: apt-get install {package})")
+    return found
+
+
+@functools.cache
+def _leash() -> tuple[str, ...]:
+    """The words in front of a command that make the kernel end it with us. Without setpriv the lock alone protects."""
+    setpriv = shutil.which("setpriv")
+    return (setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()
+
+
+def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", "LANGUAGE": "C"}
+    environment.update(extra or {})
+    return environment
+
+
+class Child:
+    """A running program whose stdout or stdin may be a pipe of ours.
+
+    Use it as a context manager: leaving the block without `wait()` having returned ends the program. Start and wait
+    from the same thread: the kernel ties a child's life to the thread that started it (prctl(2), PR_SET_PDEATHSIG).
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        stdin: int | IO[bytes] | None = subprocess.DEVNULL,
+        stdout: int | IO[bytes] | None = subprocess.PIPE,
+        cwd: Path | None = None,
+        user: tuple[int, int] | None = None,
+        pass_fds: Sequence[int] = (),
+    ):
+        """Start `argv`. `user` is (uid, gid) to run as, where we are root. Raises BackupError when it cannot be started."""
+        if _stopping.is_set():
+            raise Cancelled("the run is being stopped")
+        self.name = Path(argv[0]).name
+        drop: dict[str, Any] = {"user": user[0], "group": user[1], "extra_groups": []} if user else {}
+        try:
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(
+                [*_leash(), *argv],
+                env=_environment(env),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                cwd=cwd,
+                pass_fds=(*_inherited, *pass_fds),
+                **drop,
+            )
+        except OSError as error:
+            raise BackupError(f"{self.name} cannot be started: {one_line(error)}") from error
+        self._said = bytearray()
+        self._listener = threading.Thread(target=self._listen, name=f"{self.name}-stderr", daemon=True)
+        self._listener.start()
+        with _guard:
+            _running.add(self)
+
+    def _listen(self) -> None:
+        pipe = self.process.stderr
+        assert pipe is not None  # noqa: S101  always asked for above
+        with contextlib.suppress(ValueError):  # closed by release()
+            while piece := pipe.read1(8192):  # type: ignore[attr-defined]
+                self._said += piece
+                del self._said[:-_STDERR_KEPT]
+
+    @property
+    def stdout(self) -> IO[bytes]:
+        """Our end of the program's standard output."""
+        return _pipe(self.process.stdout)
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        """Our end of the program's standard input."""
+        return _pipe(self.process.stdin)
+
+    @property
+    def stderr(self) -> str:
+        """The end of what the program said, once it has ended."""
+        return self._said.decode(errors="replace").strip()
+
+    def wait(self, *, accept: Sequence[int] = (0,), timeout_s: float | None = None) -> int:
+        """Wait for the end; returns the exit status when it is in `accept`, raises ToolError with what it said otherwise."""
+        try:
+            returncode: int = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise ToolError(
+                f"{self.name} did not end within {timeout_s:g} s and was stopped",
+                tool=self.name,
+                returncode=-9,
+                stderr=self.stderr,
+            ) from None
+        self._listener.join(timeout=5)
+        self._forget()
+        if returncode not in accept:
+            if _stopping.is_set():
+                raise Cancelled("the run is being stopped")
+            ended = (
+                f"was ended by {signal.Signals(-returncode).name}" if returncode < 0 else f"failed with exit status {returncode}"
+            )
+            said = f": {one_line(self.stderr)}" if self.stderr else ""
+            raise ToolError(f"{self.name} {ended}{said}", tool=self.name, returncode=returncode, stderr=self.stderr)
+        return returncode
+
+    def kill(self) -> None:
+        """End the program at once and reap it."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait()
+        self._listener.join(timeout=5)
+        self._forget()
+
+    def terminate(self) -> None:
+        """Ask the program to end (SIGTERM)."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+
+    def _forget(self) -> None:
+        with _guard:
+            _running.discard(self)
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.returncode is None:
+            self.kill()
+        else:
+            self._forget()
+
+
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    if pipe is None:
+        raise ValueError("the program was not started with that pipe")
+    return pipe
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    input_bytes: bytes | None = None,
+    accept: Sequence[int] = (0,),
+    timeout_s: float | None = None,
+    cwd: Path | None = None,
+) -> str:
+    """Run a short program to its end and return its standard output as text. Raises ToolError as `Child.wait` does."""
+    stdin = subprocess.PIPE if input_bytes is not None else subprocess.DEVNULL
+    with Child(argv, env=env, stdin=stdin, cwd=cwd) as child:
+        writer: threading.Thread | None = None
+        if input_bytes is not None:
+            writer = threading.Thread(target=_feed, args=(child.stdin, input_bytes), daemon=True)
+            writer.start()
+        output = b""
+        reader_done = threading.Event()
+        pieces: list[bytes] = []
+
+        def read() -> None:
+            pieces.append(child.stdout.read())
+            reader_done.set()
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        if timeout_s is not None and not reader_done.wait(timeout_s):
+            child.kill()
+            raise ToolError(
+                f"{child.name} did not end within {timeout_s:g} s and was stopped",
+                tool=child.name,
+                returncode=-9,
+                stderr="",
+            )
+        reader.join()
+        output = pieces[0]
+        child.wait(accept=accept, timeout_s=timeout_s)
+        return output.decode(errors="replace")
+
+
+def _feed(pipe: IO[bytes], content: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError), pipe:
+        pipe.write(content)
+
+
+def stop_all() -> None:
+    """Ask every running program to end and let no new one start: the run is being given up."""
+    _stopping.set()
+    with _guard:
+        running = list(_running)
+    for child in running:
+        child.terminate()
+
+
+def stopping() -> bool:
+    """Whether the run is being given up; loops that move data ask."""
+    return _stopping.is_set()
+
+
+def resume() -> None:
+    """Let programs start again: a failed run that goes on to clean up, or the next run in the same process."""
+    _stopping.clear()
+
+
+def guarded(action: Callable[[], Any], what: str) -> Any:
+    """Run `action`; turn an OSError into a BackupError that says `what` was being done and what to do about it."""
+    try:
+        return action()
+    except OSError as error:
+        raise BackupError(os_sentence(error, what)) from error
+
+
+def os_sentence(error: OSError, what: str) -> str:
+    """The sentence for an OSError met while doing `what` (such as 'writing /backups/x')."""
+    import errno
+
+    hint = {
+        errno.ENOSPC: "the disk is full: make room or prune old sets",
+        errno.EDQUOT: "the disk quota is used up: make room or prune old sets",
+        errno.EACCES: "permission denied: run as the backup user or root",
+        errno.EPERM: "not permitted: run as the backup user or root",
+        errno.EROFS: "the file system is read-only",
+        errno.ENOENT: "no such file or directory",
+    }.get(error.errno or 0, one_line(error.strerror or error))
+    return f"{what} failed: {hint}"

@@ -1,0 +1,294 @@
+# Copyright: (c) 2026, The agentmem.backup maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every setting, its type, its default, where it may come from and what it means: one field, one place.
+
+Order of precedence: the command line, the guide's environment variables, the configuration file
+(`/etc/agentmem-backup/config.yml`), the default. `load` tells for each value where it came from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError, one_line
+from .process import os_sentence
+
+DEFAULT_FILE = Path("/etc/agentmem-backup/config.yml")
+MASK = "********"
+
+
+def _option(default: Any, help_text: str, *, env: str = "", secret: bool = False, choices: tuple[str, ...] = ()) -> Any:
+    metadata = {"env": env, "secret": secret, "choices": choices, "help": help_text}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class PostgresqlSettings:
+    """Where PostgreSQL is and what of it is backed up. Empty values leave the matter to libpq (PGPASSFILE, PGSERVICE)."""
+
+    host: str = _option("localhost", "server's host name, address or socket directory", env="DB_HOST")
+    port: int = _option(5432, "server's port", env="DB_PORT")
+    database: str = _option("agentmem", "database to back up", env="DB_NAME")
+    user: str = _option("agentmem", "role to connect as", env="DB_USER")
+    password: str = _option("", "its password; empty: libpq's own ways", env="DB_PASSWORD", secret=True)
+    sslmode: str = _option("", "libpq's sslmode; empty: libpq's default", env="DB_SSLMODE")
+    sslrootcert: str = _option("", "certificate authority of the server", env="DB_SSLROOTCERT")
+    bin_dir: str = _option("", "directory of pg_dump and pg_restore; empty: the server's own major is looked for")
+    lock_timeout_s: float = _option(10.0, "how long to wait for the tables' locks before letting go and trying again")
+    lock_attempts: int = _option(6, "how often to try for the locks")
+    include_tables: list[str] = _option([], "patterns of schema.table; only these are backed up")
+    exclude_tables: list[str] = _option([], "patterns of schema.table that are left out")
+    jobs: int = _option(0, "parallel jobs of pg_restore; 0: one per processor, at most 4")
+    maintenance_database: str = _option("postgres", "database to connect to while the other is renamed")
+
+
+@dataclass
+class RedisSettings:
+    """Where Redis is, and how its data is reached."""
+
+    host: str = _option("localhost", "server's host name or address", env="REDIS_HOST")
+    port: int = _option(6379, "server's port", env="REDIS_PORT")
+    username: str = _option("", "ACL user; empty: the default user", env="REDIS_USERNAME")
+    password: str = _option("", "its password", env="REDIS_PASSWORD", secret=True)
+    data_dir: str = _option("", "server's data directory as seen from here; empty: as the server says", env="REDIS_DATA_DIR")
+    tls: bool = _option(False, "connect with TLS", env="REDIS_TLS")
+    cacert: str = _option("", "certificate authority of the server", env="REDIS_CACERT")
+    method: str = _option("auto", "copy (BGSAVE and the file), stream (replication) or auto", choices=("auto", "copy", "stream"))
+    restore_method: str = _option(
+        "auto",
+        "replicate (from a throwaway server), file (stopped server), keys (RESTORE one by one) or auto",
+        choices=("auto", "replicate", "file", "keys"),
+    )
+    include_keys: list[str] = _option([], "glob patterns of keys; only these are backed up")
+    exclude_keys: list[str] = _option([], "glob patterns of keys that are left out")
+    save_timeout_s: float = _option(3600.0, "how long a BGSAVE may take")
+
+
+@dataclass
+class QdrantSettings:
+    """Where Qdrant is. A cluster is named by one URL for each peer."""
+
+    url: str = _option("", "server's address, or those of all peers, separated by commas", env="QDRANT_URL")
+    host: str = _option("localhost", "server's host, where no url is given", env="QDRANT_HOST")
+    port: int = _option(6333, "server's REST port, where no url is given", env="QDRANT_PORT")
+    data_dir: str = _option("", "server's storage as seen from here, for checks of space", env="QDRANT_DATA_DIR")
+    api_key: str = _option("", "key with full access", env="QDRANT_API_KEY", secret=True)
+    cacert: str = _option("", "certificate authority of the server")
+    timeout_s: float = _option(3600.0, "how long one snapshot or upload may take")
+    include_collections: list[str] = _option([], "patterns of collections; only these are backed up")
+    exclude_collections: list[str] = _option([], "patterns of collections that are left out")
+
+    def urls(self) -> list[str]:
+        """The addresses of all peers, without a trailing slash."""
+        if self.url:
+            return [part.strip().rstrip("/") for part in self.url.split(",") if part.strip()]
+        return [f"http://{self.host}:{self.port}"]
+
+
+@dataclass
+class ConfigSettings:
+    """Which configuration is backed up."""
+
+    directory: str = _option("/opt/agentmem/config", "configuration directory", env="CONFIG_DIR")
+    extra_paths: list[str] = _option([], "further files or directories, as absolute paths")
+
+
+@dataclass
+class HookSettings:
+    """The operator's own commands: each a list of words, run without a shell, with the run's facts as AGENTMEM_… variables."""
+
+    before: list[str] = _option([], "before anything is touched; failing stops the run")
+    after: list[str] = _option([], "after a run that succeeded")
+    error: list[str] = _option([], "after a run that failed")
+    fence: list[str] = _option([], "keeps the application from writing while a restore switches")
+    release: list[str] = _option([], "ends what fence began")
+    timeout_s: float = _option(600.0, "how long a hook may take")
+
+
+@dataclass
+class Settings:
+    """All settings of a run."""
+
+    backup_dir: str = _option("/backups/agentmem", "where the sets lie", env="BACKUP_DIR")
+    retention_days: int = _option(30, "sets older than this are removed after a success", env="BACKUP_RETENTION_DAYS")
+    log_dir: str = _option("/var/log/agentmem", "where backup.log is written", env="LOG_DIR")
+    compression: str = _option("gzip", "gzip, as the guide has it, or zstd", choices=("gzip", "zstd"))
+    compression_level: int = _option(6, "0 stores; up to 6 as fast as the disk; 7 to 9 smaller and slow", env="COMPRESSION_LEVEL")
+    instance: str = _option("default", "name of this AgentMem where a host has several")
+    components: list[str] = _option(["postgresql", "redis", "qdrant", "config"], "stores to back up")
+    fingerprint: str = _option("counts", "what is recorded of the data at the cut", choices=("counts", "content"))
+    shrink_alarm_percent: float = _option(30.0, "a store that shrank by more than this makes a set suspicious")
+    lock_wait_s: float = _option(0.0, "how long to wait for another run")
+    services: list[str] = _option([], "systemd units of the application, stopped while a restore switches")
+    health_url: str = _option("http://localhost:8080", "where the application answers /health after a restore; empty: not asked")
+    keep_previous_hours: float = _option(24.0, "how long the data that a restore replaced is kept")
+    notify_email: str = _option("", "where to send a message", env="NOTIFY_EMAIL")
+    notify_slack_webhook: str = _option("", "Slack address to send a message to", env="NOTIFY_SLACK_WEBHOOK", secret=True)
+    postgresql: PostgresqlSettings = field(default_factory=PostgresqlSettings)
+    redis: RedisSettings = field(default_factory=RedisSettings)
+    qdrant: QdrantSettings = field(default_factory=QdrantSettings)
+    config: ConfigSettings = field(default_factory=ConfigSettings)
+    hooks: HookSettings = field(default_factory=HookSettings)
+    sources: dict[str, str] = field(default_factory=dict)
+    """Setting (as section.name) → where its value came from."""
+
+    def secrets(self) -> list[str]:
+        """Every secret value that is set: nothing that is printed or logged may contain one."""
+        return [str(value) for _, option, value in walk(self) if option.metadata["secret"] and value]
+
+
+Option = dataclasses.Field[Any]
+
+
+def walk(settings: Settings) -> list[tuple[str, Option, Any]]:
+    """Every setting as (dotted name, field, value), in the order of their definition."""
+    found: list[tuple[str, Option, Any]] = []
+    for outer in dataclasses.fields(settings):
+        value = getattr(settings, outer.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            found += [(f"{outer.name}.{inner.name}", inner, getattr(value, inner.name)) for inner in dataclasses.fields(value)]
+        elif outer.name != "sources":
+            found.append((outer.name, outer, value))
+    return found
+
+
+def _boolean(text: str) -> bool:
+    lowered = text.strip().lower()
+    if lowered in ("1", "true", "yes", "on"):
+        return True
+    if lowered in ("", "0", "false", "no", "off"):
+        return False
+    raise ValueError
+
+
+_PARSERS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "str": (str, "text"),
+    "int": (int, "a whole number"),
+    "float": (float, "a number"),
+    "bool": (lambda value: value if isinstance(value, bool) else _boolean(str(value)), "true or false"),
+}
+
+
+def _convert(name: str, option: Option, value: Any, source: str) -> Any:
+    if str(option.type) == "list[str]":
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        if not isinstance(value, list) or not all(isinstance(part, (str, int, float)) for part in value):
+            raise UsageError(f"{name} in {source} must be a list of words")
+        return [str(part) for part in value]
+    parse, kind = _PARSERS[str(option.type)]
+    try:
+        if isinstance(value, (list, dict)) or (kind != "true or false" and isinstance(value, bool)):
+            raise ValueError
+        converted = parse("" if value is None else value)
+    except ValueError:
+        shown = "" if option.metadata["secret"] else f", not {one_line(value, 60)!r}"
+        raise UsageError(f"{name} in {source} must be {kind}{shown}") from None
+    choices = option.metadata["choices"]
+    if choices and converted not in choices:
+        raise UsageError(f"{name} in {source} must be one of {', '.join(choices)}, not {converted!r}")
+    return converted
+
+
+def _assign(settings: Settings, name: str, value: Any) -> None:
+    section, _, inner = name.rpartition(".")
+    setattr(getattr(settings, section) if section else settings, inner, value)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            content = yaml.safe_load(file) or {}
+    except OSError as error:
+        raise UsageError(os_sentence(error, f"reading the configuration {path}")) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise UsageError(
+            f"the configuration {path} is not valid YAML{where}: {getattr(error, 'problem', None) or 'bad bytes'}"
+        ) from None
+    if not isinstance(content, dict):
+        raise UsageError(f"the configuration {path} must be a mapping of settings")
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            flat.update({f"{key}.{inner}": one for inner, one in value.items()})
+        else:
+            flat[str(key)] = value
+    if mode & (stat.S_IRWXO | stat.S_IWGRP) and any(part.endswith(("password", "api_key", "webhook")) for part in flat):
+        raise UsageError(f"the configuration {path} holds a secret and is open to others: chmod 600 {path}")
+    return flat
+
+
+def load(
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    command_line: Mapping[str, Any] | None = None,
+) -> Settings:
+    """The settings of a run.
+
+    `file` must exist where it is named; the default one may be absent. `command_line` maps dotted names to values and
+    leaves out what was not given. Raises UsageError that names the setting, its source and what it must be.
+    """
+    environment = os.environ if environment is None else environment
+    settings = Settings()
+    options = {name: option for name, option, _ in walk(settings)}
+    named = file is not None
+    path = file or DEFAULT_FILE
+    if named or path.exists():
+        for name, value in _read_file(path).items():
+            if name not in options:
+                close = difflib.get_close_matches(name, options, 1)
+                raise UsageError(f"{path} has an unknown setting {name!r}" + (f": did you mean {close[0]!r}?" if close else ""))
+            _assign(settings, name, _convert(name, options[name], value, str(path)))
+            settings.sources[name] = str(path)
+    for name, option in options.items():
+        variable = option.metadata["env"]
+        if variable and environment.get(variable, "") != "":
+            _assign(settings, name, _convert(name, option, environment[variable], f"the environment variable {variable}"))
+            settings.sources[name] = variable
+    for name, value in (command_line or {}).items():
+        _assign(settings, name, _convert(name, options[name], value, "the command line"))
+        settings.sources[name] = "command line"
+    _check(settings)
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    known = ("postgresql", "redis", "qdrant", "config")
+    for name in settings.components:
+        if name not in known:
+            raise UsageError(f"there is no component {name!r}: choose from {', '.join(known)}")
+    if not settings.components:
+        raise UsageError("no component is chosen: choose from " + ", ".join(known))
+    if not 0 <= settings.compression_level <= 9:
+        raise UsageError(f"compression_level must lie between 0 and 9, not {settings.compression_level}")
+    if settings.retention_days < 1:
+        raise UsageError(f"retention_days must be at least 1, not {settings.retention_days}: a set must live to be restored")
+    if not Path(settings.backup_dir).is_absolute():
+        raise UsageError(f"backup_dir must be an absolute path, not {settings.backup_dir!r}")
+    for name, value in (("postgresql.port", settings.postgresql.port), ("redis.port", settings.redis.port)):
+        if not 0 < value < 65536:
+            raise UsageError(f"{name} must lie between 1 and 65535, not {value}")
+
+
+def shown(settings: Settings) -> list[tuple[str, str, str]]:
+    """Every setting as (name, value with secrets masked, source): what `config --show` prints."""
+    rows = []
+    for name, option, value in walk(settings):
+        text = MASK if option.metadata["secret"] and value else ",".join(value) if isinstance(value, list) else str(value)
+        rows.append((name, text, settings.sources.get(name, "default")))
+    return rows
