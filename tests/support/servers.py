@@ -59,9 +59,7 @@ def account(*names: str) -> pwd.struct_passwd | None:
     for name in (*names, "nobody"):
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)
-    raise ServerError(
-        f"None of the accounts {', '.join(names)}, nobody exists; create one to run throwaway servers as."
-    )
+    raise ServerError(f"None of the accounts {', '.join(names)}, nobody exists; create one to run throwaway servers as.")
 
 
 def free_port() -> int:
@@ -168,9 +166,7 @@ class Server:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.directory.chmod(0o711)
         if self.owner is not None and not traversable(self.directory):
-            raise ServerError(
-                f"{self.directory} lies under a directory that {self.owner.pw_name} may not enter; name another."
-            )
+            raise ServerError(f"{self.directory} lies under a directory that {self.owner.pw_name} may not enter; name another.")
         self.log = self.directory / "log"
         atexit.register(self.close)
 
@@ -573,27 +569,24 @@ class Qdrant(Server):
     def command(self) -> Sequence[str]:
         if self.kind == "binary":
             return [shutil.which("qdrant") or "qdrant"]
-        keys = [*(("--api-key", self.api_key) if self.api_key else ())]
-        keys += [*(("--read-only-key", self.read_only_api_key) if self.read_only_api_key else ())]
         module = [sys.executable, "-m", "tests.support.qdrant_standin"]
-        return [*module, "--port", str(self.port), "--storage", str(self.storage), *keys]
+        return [*module, "--port", str(self.port), "--storage", str(self.storage)]
 
     def variables(self) -> Mapping[str, str]:
-        if self.kind != "binary":
-            return {}
-        keys = {
+        variables = {
             "QDRANT__SERVICE__API_KEY": self.api_key,
             "QDRANT__SERVICE__READ_ONLY_API_KEY": self.read_only_api_key,
         }
-        return {
-            "QDRANT__STORAGE__STORAGE_PATH": str(self.storage),
-            "QDRANT__STORAGE__SNAPSHOTS_PATH": str(self.snapshots),
-            "QDRANT__SERVICE__HOST": self.host,
-            "QDRANT__SERVICE__HTTP_PORT": str(self.port),
-            "QDRANT__SERVICE__GRPC_PORT": str(self.grpc_port),
-            "QDRANT__TELEMETRY_DISABLED": "true",
-            **{name: value for name, value in keys.items() if value},
-        }
+        if self.kind == "binary":
+            variables |= {
+                "QDRANT__STORAGE__STORAGE_PATH": str(self.storage),
+                "QDRANT__STORAGE__SNAPSHOTS_PATH": str(self.snapshots),
+                "QDRANT__SERVICE__HOST": self.host,
+                "QDRANT__SERVICE__HTTP_PORT": str(self.port),
+                "QDRANT__SERVICE__GRPC_PORT": str(self.grpc_port),
+                "QDRANT__TELEMETRY_DISABLED": "true",
+            }
+        return {name: value for name, value in variables.items() if value}
 
     def working_directory(self) -> Path:
         return CHECKOUT if self.kind == "stand-in" else self.storage
@@ -606,9 +599,7 @@ class Qdrant(Server):
         if self.kind != "url":
             super().start()
         elif not self.ready():
-            raise ServerError(
-                f"The Qdrant of QDRANT_TEST_URL, {self.url}, does not answer; start it or unset the variable."
-            )
+            raise ServerError(f"The Qdrant of QDRANT_TEST_URL, {self.url}, does not answer; start it or unset the variable.")
 
     def ready(self) -> bool:
         with contextlib.suppress(httpx.HTTPError):
