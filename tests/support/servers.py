@@ -426,6 +426,62 @@ class Postgres(Server):
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
             connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}{}").format(name, owner, like))
 
+    def empty_database(self) -> None:
+        """Lose all content of the application's database; its own settings, grants, comment and owner stay.
+
+        They lie in shared catalogs, where a superuser may move them from the old to the new database.
+        """
+        old, new = self.dbname, f"{self.dbname} emptied"
+        with self.connect() as connection:
+            found = "SELECT oid, pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s"
+            old_oid, owner = connection.execute(found, [old]).fetchone() or (None, self.app_user)
+            create = sql.SQL("CREATE DATABASE {} OWNER {}")
+            connection.execute(create.format(sql.Identifier(new), sql.Identifier(owner)))
+            new_oid = (connection.execute(found, [new]).fetchone() or (None,))[0]
+            for move in (
+                """UPDATE pg_database n SET datacl = o.datacl, datconnlimit = o.datconnlimit FROM pg_database o
+                     WHERE n.oid = %(new)s AND o.oid = %(old)s""",
+                "UPDATE pg_db_role_setting SET setdatabase = %(new)s WHERE setdatabase = %(old)s",
+                """UPDATE pg_shdescription SET objoid = %(new)s
+                     WHERE objoid = %(old)s AND classoid = 'pg_database'::regclass""",
+            ):
+                connection.execute(move, {"new": new_oid, "old": old_oid})
+            names = {"old": sql.Identifier(old), "new": sql.Identifier(new)}
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {old} WITH (FORCE)").format(**names))
+            connection.execute(sql.SQL("ALTER DATABASE {new} RENAME TO {old}").format(**names))
+
+    def reset(self, keep_databases: Sequence[str] = (), keep_roles: Sequence[str] = ()) -> None:
+        """Back to a cluster with the application's role as it was made: foreign databases, roles and settings go."""
+        self.start()
+        with self.connect() as connection:
+            connection.execute("ALTER SYSTEM RESET ALL")
+            connection.execute("SELECT pg_reload_conf()")
+            kept = ["postgres", "template0", "template1", *keep_databases]
+            for (name,) in connection.execute("SELECT datname FROM pg_database WHERE datname <> ALL (%s)", [kept]).fetchall():
+                connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(sql.Identifier(name)))
+                connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            self._reset_roles(connection, [self.superuser, self.app_user, *keep_roles])
+            waiting = connection.execute("SELECT 1 FROM pg_settings WHERE pending_restart").fetchone()
+        if waiting:
+            self.restart()
+
+    def _reset_roles(self, connection: psycopg.Connection[Any], kept: list[str]) -> None:
+        foreign = "SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' AND rolname <> ALL (%s)"
+        for (name,) in connection.execute(foreign, [kept]).fetchall():
+            connection.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(sql.Identifier(name)))
+            connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+        application = sql.Identifier(self.app_user)
+        memberships = "SELECT roleid::regrole::text FROM pg_auth_members WHERE member = to_regrole(%s)"
+        for (group,) in connection.execute(memberships, [self.app_user]).fetchall():
+            connection.execute(sql.SQL("REVOKE {} FROM {}").format(sql.SQL(group), application))
+        exists = connection.execute("SELECT to_regrole(%s)", [self.app_user]).fetchone()
+        verb = sql.SQL("ALTER ROLE" if exists and exists[0] else "CREATE ROLE")
+        attributes = sql.SQL(
+            "{} {} LOGIN CREATEDB NOSUPERUSER NOCREATEROLE NOREPLICATION NOBYPASSRLS CONNECTION LIMIT -1 PASSWORD {}"
+        )
+        connection.execute(attributes.format(verb, application, sql.Literal(self.app_password)))
+        connection.execute(sql.SQL("ALTER ROLE {} RESET ALL").format(application))
+
     def libpq_environment(self, *, application: bool = True) -> dict[str, str]:
         """PGHOST, PGPORT, PGUSER, PGPASSWORD and PGDATABASE for a libpq program."""
         user, password = (self.app_user, self.app_password) if application else (self.superuser, self.password)
@@ -514,6 +570,12 @@ class Redis(Server):
                 client.shutdown(save=save, nosave=not save)
         self._signal(signal.SIGTERM)
 
+    def reset(self) -> None:
+        """Back to the server as it was first started: no data, no files, its own configuration."""
+        self.kill()
+        empty_directory(self.dir)
+        self.start()
+
     @property
     def rdb(self) -> Path:
         """Where this server writes its RDB."""
@@ -557,7 +619,7 @@ class Qdrant(Server):
         if self.kind == "stand-in":
             self.owner = None  # the checkout's interpreter may lie where another account cannot reach it
         self.storage = self.private("storage")
-        self.snapshots = self.private("snapshots")
+        self.snapshots = self.private("storage/snapshots")
 
     @property
     def url(self) -> str:
@@ -629,8 +691,21 @@ class Qdrant(Server):
                 client.delete(f"/collections/{path_segment(name)}").raise_for_status()
             self._delete_snapshots(client, "")
         if self.kind != "url":
-            for left in self.snapshots.iterdir():
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            for left in self.snapshots.iterdir():  # a collection's folder is made by the server, and only once
+                empty_directory(left) if left.is_dir() else left.unlink()
+
+    def reset(self) -> None:
+        """An empty, healthy server: one that is down or cannot be emptied is started anew without its files."""
+        if self.running and self.ready():
+            with contextlib.suppress(httpx.HTTPError):
+                self.empty()
+                return
+        if self.kind == "url":
+            raise ServerError(f"The Qdrant of QDRANT_TEST_URL, {self.url}, cannot be emptied; look at its log.")
+        self.kill()
+        empty_directory(self.storage)
+        empty_directory(self.snapshots)
+        self.start()
 
     @staticmethod
     def _delete_snapshots(client: httpx.Client, owner: str) -> None:
@@ -739,7 +814,7 @@ class Stores:
 
     def destroy(self) -> None:
         """Lose everything: the database, Redis's keys and functions, every collection, every configuration file."""
-        self.postgres.recreate_database()
+        self.postgres.empty_database()
         with self.redis.client() as client:
             client.flushall()
             client.function_flush()
