@@ -10,7 +10,7 @@ server; LEFT_OUT names the exchanges where the stand-in answers otherwise, and w
     python -m tests.support.qdrant_standin --port 7333 --storage DIR [--api-key KEY] [--read-only-key KEY]
 
 What it is not: it has one node and one shard (a snapshot of several shards is merged into one, and `shard_number` says 1),
-it does not search, its filters know `match`, `has_id` and nesting, it never optimizes, `PATCH` changes what it tells and
+it does not search, its filters know `match` and `has_id`, it never optimizes, `PATCH` changes what it tells and
 not how it stores, and one lock lies around every request, so writes wait while a snapshot is made.
 """
 
@@ -29,7 +29,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -125,20 +125,19 @@ def as_edge_schema(schema: str | dict) -> Any:
     return getattr(edge, f"{schema['type'].capitalize()}IndexParams")(**given)
 
 
-def as_edge_filter(given: dict | None) -> edge.Filter | None:
-    clauses = {name: clause if isinstance(clause, list) else [clause] for name, clause in (given or {}).items()}
-    return edge.Filter(**{name: [as_edge_condition(one) for one in clause] for name, clause in clauses.items()})
+def as_edge_filter(given: dict | None) -> edge.Filter:
+    conditions = {name: [as_edge_condition(one) for one in clause] for name, clause in (given or {}).items()}
+    return edge.Filter(**conditions)
 
 
 def as_edge_condition(given: dict) -> Any:
     match = given.get("match") or {}
+    if "value" in match:
+        return edge.FieldCondition(given["key"], match=edge.MatchValue(match["value"]))
+    if "any" in match:
+        return edge.FieldCondition(given["key"], match=edge.MatchAny(match["any"]))
     if "has_id" in given:
         return edge.HasIdCondition(given["has_id"])
-    if match.keys() & {"value", "any"}:
-        wanted = edge.MatchValue(match["value"]) if "value" in match else edge.MatchAny(match["any"])
-        return edge.FieldCondition(given["key"], match=wanted)
-    if given.keys() <= {"must", "should", "must_not"}:
-        return as_edge_filter(given)
     raise Refused(400, f"The stand-in's filters know match value, match any and has_id, not {sorted(given)}")
 
 
@@ -175,20 +174,18 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def tar(*arguments: Any) -> None:
+def tar(*arguments: Any, names: Iterable[Path] = ()) -> None:
     """GNU tar, because segments are sparse files of 32 MiB, which Python's tarfile neither writes nor reads well."""
-    done = subprocess.run(["tar", *map(str, arguments)], capture_output=True, text=True)
+    listed = "".join(f"{name}\n" for name in names)
+    done = subprocess.run(["tar", *map(str, arguments)], input=listed, capture_output=True, text=True)
     if done.returncode:
         raise Refused(500, f"Service internal error: File IO error: {done.stderr.strip()}")
 
 
 def pack(folder: Path, archive: Path, inside: str = "") -> None:
-    names = archive.with_name(archive.name + ".names")
-    files = (str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file())
-    names.write_text("".join(f"{file}\n" for file in files))
-    owner = ("--owner=0", "--group=0", "--numeric-owner")
-    tar("-C", folder, "-cf", archive, "--format=gnu", "--sparse", *owner, f"--transform=s,^,{inside},", "-T", names)
-    names.unlink()
+    options = ("--format=gnu", "--sparse", "--owner=0", "--group=0", "--numeric-owner", f"--transform=s,^,{inside},")
+    files = [file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file()]
+    tar("-C", folder, "-cf", archive, *options, "-T", "-", names=files)
 
 
 @contextlib.contextmanager
@@ -278,6 +275,10 @@ class Collection:
         function = getattr(edge.UpdateOperation, operation if by_id else f"{operation}_by_filter")
         return self.update(function(chosen, *(body[name] for name in arguments)))
 
+    def shards(self) -> dict:
+        local = [{"shard_id": 0, "points_count": self.count(), "state": "Active"}]
+        return {"peer_id": PEER, "shard_count": 1, "local_shards": local, "remote_shards": [], "shard_transfers": []}
+
     def lay_out_shard(self, folder: Path) -> None:
         """The shard as a snapshot holds it: each segment a tar of its own; the log, whose numbering must go on."""
         self.shard.flush()
@@ -310,15 +311,23 @@ def unpack_shard(folder: Path, target: Path) -> edge.EdgeShard:
         raise Refused(500, f"Service internal error: File IO error: {error}") from error
 
 
-def merge(shard: edge.EdgeShard, other: edge.EdgeShard) -> None:
-    following, records = None, [None]
-    while records:
-        request = edge.ScrollRequest(offset=following, limit=1000, with_payload=True, with_vector=True)
-        records, following = other.scroll(request)
-        points = [edge.Point(record.id, record.vector, record.payload) for record in records]
-        shard.update(edge.UpdateOperation.upsert_points(points))
-        if following is None:
-            return
+def restore_shards(snapshot: Path, target: Path, params: dict) -> None:
+    """All points of an unpacked snapshot in one closed shard. A cluster's node has the others' shards without segments."""
+    found = sorted(path.parent for path in snapshot.glob("[0-9]*/segments"))
+    if not found:
+        create_shard(target, params)
+        return
+    shard = unpack_shard(found[0], target)
+    for folder in found[1:]:
+        other, following, unread = unpack_shard(folder, folder.with_suffix(".unpacked")), None, True
+        while unread:
+            request = edge.ScrollRequest(offset=following, limit=1000, with_payload=True, with_vector=True)
+            records, following = other.scroll(request)
+            points = [edge.Point(record.id, record.vector, record.payload) for record in records]
+            shard.update(edge.UpdateOperation.upsert_points(points))
+            unread = following is not None
+        other.close()
+    shard.close()
 
 
 class Store:
@@ -348,11 +357,11 @@ class Store:
             raise Refused(422, "Validation error in path parameters: [collection_name: invalid]")
 
     def create(self, name: str, body: dict) -> bool:
-        self.check_name(name)
         if name in self.aliases:
             raise Refused(400, f"Wrong input: Can't create collection with name {name}. Alias with the same name exists")
         if name in self.collections:
             raise Refused(409, f"Wrong input: Collection `{name}` already exists!")
+        self.check_name(name)
         config = collection_config(body)
         with scratch() as folder:
             create_shard(folder / "new" / "0", config["params"])
@@ -418,7 +427,8 @@ class Store:
             raise Refused(404, f"Not found: Snapshot {snapshot} not found", plain)
         return path
 
-    def make_snapshot(self, name: str | None, stamp: str) -> dict:
+    def make_snapshot(self, name: str | None = None) -> dict:
+        stamp = now()  # of the request, before the lock: two within one second share a name and a file, as on the server
         with self.lock, scratch() as folder:
             target = self.snapshots_of(name) / f"full-snapshot-{stamp}.snapshot"
             if name:
@@ -458,67 +468,69 @@ class Store:
             if not (snapshot / "config.json").exists():
                 raise Refused(500, "Service internal error: File IO error: failed to open file `config.json`")
             name, config = self.aliases.get(name, name), json.loads((snapshot / "config.json").read_text())
+            self.check_name(name)
             if name in self.collections and shape(self[name].config) != shape(config):
                 raise Refused(400, "Wrong input: Snapshot is not compatible with existing collection")
             if name in self.collections:
                 config = self[name].config
             config["params"]["shard_number"] = 1
-            self.restore_shards(snapshot, folder / "new", config)
+            (folder / "new").mkdir()
+            restore_shards(snapshot, folder / "new" / "0", config["params"])
             index = snapshot / "payload_index.json"
             schema = json.loads(index.read_text())["schema"] if index.exists() else {}
             self.install(name, folder / "new", config, schema)
             return True
 
-    def restore_shards(self, snapshot: Path, target: Path, config: dict) -> None:
-        target.mkdir()
-        # In a cluster the shards of other nodes are there as folders without segments.
-        found = sorted(path.parent for path in snapshot.glob("[0-9]*/segments"))
-        if not found:
-            create_shard(target / "0", config["params"])
-            return
-        shard = unpack_shard(found[0], target / "0")
-        for other in found[1:]:
-            beside = unpack_shard(other, snapshot / f"{other.name}.unpacked")
-            merge(shard, beside)
-            beside.close()
-        shard.close()
+    def recover_from(self, name: str, asked: dict) -> bool:
+        check_recovery(asked)
+        location = urlsplit(asked["location"])
+        if location.scheme not in ("file", "http", "https"):
+            raise Refused(400, f"Format error in JSON body: relative URL without a base: {asked['location']!r}")
+        with scratch() as folder:
+            path = Path(unquote(location.path)) if location.scheme == "file" else folder / "fetched"
+            if location.scheme != "file":
+                fetch(asked["location"], asked.get("api_key"), path)
+            if not path.is_file():
+                raise Refused(400, f'Bad request: Snapshot file "{path}" does not exist')
+            check_digest(path, asked.get("checksum"))
+            return self.recover(name, path)
 
 
 # -- the requests -----------------------------------------------------------------------------------------------------
 
-# A handler gets the store, the names in the path and the body, and gives back the result.
-ANSWERS: dict[str, Callable[[Store, dict, dict], Any]] = {
-    "GET /cluster": lambda store, at, body: {"status": "disabled"},
-    "GET /telemetry": lambda store, at, body: {"id": "stand-in", "app": {"name": "qdrant", "version": VERSION}},
-    "GET /aliases": lambda store, at, body: store.list_aliases(),
-    "GET /collections": lambda store, at, body: {"collections": [{"name": name} for name in store.collections]},
-    "POST /collections/aliases": lambda store, at, body: store.change_aliases(body["actions"]),
-    "GET /collections/{c}": lambda store, at, body: store[at["c"]].info(),
-    "PUT /collections/{c}": lambda store, at, body: store.create(at["c"], body),
-    "PATCH /collections/{c}": lambda store, at, body: store[at["c"]].patch(body),
-    "DELETE /collections/{c}": lambda store, at, body: store.delete(at["c"]),
-    "GET /collections/{c}/exists": lambda store, at, body: {"exists": at["c"] in {*store.collections, *store.aliases}},
-    "GET /collections/{c}/aliases": lambda store, at, body: store.list_aliases(store.real_name(at["c"])),
-    "GET /collections/{c}/cluster": lambda store, at, body: {
-        "peer_id": PEER,
-        "shard_count": 1,
-        "local_shards": [{"shard_id": 0, "points_count": store[at["c"]].count(), "state": "Active"}],
-        "remote_shards": [],
-        "shard_transfers": [],
-    },
-    "PUT /collections/{c}/index": lambda store, at, body: store[at["c"]].set_index(body["field_name"], body["field_schema"]),
-    "DELETE /collections/{c}/index/{field}": lambda store, at, body: store[at["c"]].set_index(at["field"], None),
-    "PUT /collections/{c}/points": lambda store, at, body: store[at["c"]].upsert(body),
-    "POST /collections/{c}/points": lambda store, at, body: store[at["c"]].retrieve(body),
-    "POST /collections/{c}/points/scroll": lambda store, at, body: store[at["c"]].scroll(body),
-    "POST /collections/{c}/points/count": lambda store, at, body: {"count": store[at["c"]].count(body.get("filter"))},
-    "POST /collections/{c}/points/delete": lambda store, at, body: store[at["c"]].change("delete_points", body),
-    "POST /collections/{c}/points/payload": lambda store, at, body: store[at["c"]].change("set_payload", body, "payload"),
-    "PUT /collections/{c}/points/payload": lambda store, at, body: store[at["c"]].change("overwrite_payload", body, "payload"),
-    "GET /snapshots": lambda store, at, body: store.list_snapshots(None),
-    "DELETE /snapshots/{s}": lambda store, at, body: store.delete_snapshot(None, at["s"]),
-    "GET /collections/{c}/snapshots": lambda store, at, body: store.list_snapshots(at["c"]),
-    "DELETE /collections/{c}/snapshots/{s}": lambda store, at, body: store.delete_snapshot(at["c"], at["s"]),
+# A handler gets the store, the body and the names in the path, and gives back the result.
+Handler = Callable[..., Any]
+ANSWERS: dict[str, Handler] = {
+    "GET /cluster": lambda store, body: {"status": "disabled"},
+    "GET /telemetry": lambda store, body: {"id": "stand-in", "app": {"name": "qdrant", "version": VERSION}},
+    "GET /aliases": lambda store, body: store.list_aliases(),
+    "GET /collections": lambda store, body: {"collections": [{"name": name} for name in store.collections]},
+    "POST /collections/aliases": lambda store, body: store.change_aliases(body["actions"]),
+    "GET /collections/{c}": lambda store, body, c: store[c].info(),
+    "PUT /collections/{c}": lambda store, body, c: store.create(c, body),
+    "PATCH /collections/{c}": lambda store, body, c: store[c].patch(body),
+    "DELETE /collections/{c}": lambda store, body, c: store.delete(c),
+    "GET /collections/{c}/exists": lambda store, body, c: {"exists": c in {*store.collections, *store.aliases}},
+    "GET /collections/{c}/aliases": lambda store, body, c: store.list_aliases(store.real_name(c)),
+    "GET /collections/{c}/cluster": lambda store, body, c: store[c].shards(),
+    "PUT /collections/{c}/index": lambda store, body, c: store[c].set_index(body["field_name"], body["field_schema"]),
+    "DELETE /collections/{c}/index/{field}": lambda store, body, c, field: store[c].set_index(field, None),
+    "PUT /collections/{c}/points": lambda store, body, c: store[c].upsert(body),
+    "POST /collections/{c}/points": lambda store, body, c: store[c].retrieve(body),
+    "POST /collections/{c}/points/scroll": lambda store, body, c: store[c].scroll(body),
+    "POST /collections/{c}/points/count": lambda store, body, c: {"count": store[c].count(body.get("filter"))},
+    "POST /collections/{c}/points/delete": lambda store, body, c: store[c].change("delete_points", body),
+    "POST /collections/{c}/points/payload": lambda store, body, c: store[c].change("set_payload", body, "payload"),
+    "PUT /collections/{c}/points/payload": lambda store, body, c: store[c].change("overwrite_payload", body, "payload"),
+    "GET /snapshots": lambda store, body: store.list_snapshots(None),
+    "DELETE /snapshots/{s}": lambda store, body, s: store.delete_snapshot(None, s),
+    "GET /collections/{c}/snapshots": lambda store, body, c: store.list_snapshots(c),
+    "DELETE /collections/{c}/snapshots/{s}": lambda store, body, c, s: store.delete_snapshot(c, s),
+}
+UNHURRIED: dict[str, Handler] = {  # these take the lock themselves, and may be asked not to wait for them
+    "POST /snapshots": lambda store, body: store.make_snapshot(),
+    "POST /collections/{c}/snapshots": lambda store, body, c: store.make_snapshot(c),
+    "PUT /collections/{c}/snapshots/recover": lambda store, body, c: store.recover_from(c, body),
 }
 
 
@@ -533,7 +545,7 @@ def refusal(error: Refused) -> Response:
     return wrapped(error.status, {"status": {"error": str(error)}}, time.perf_counter())
 
 
-async def answer(request: Request, work: Callable[[], Any], may_wait: bool = False) -> Response:
+async def answer(request: Request, work: Callable[[], Any], may_wait: bool = True) -> Response:
     """What `work` gives as the server wraps it; with wait=false `accepted`, and the work is done afterwards."""
     started = time.perf_counter()
     if may_wait and request.query_params.get("wait") == "false":
@@ -564,17 +576,11 @@ def check_digest(path: Path, expected: str | None) -> None:
         raise Refused(400, f"Checksum mismatch: expected {expected}, actual {actual}")
 
 
-class SnapshotRequests:
-    """Those whose bodies are files, and those that may be asked not to wait."""
+class SnapshotFiles:
+    """The requests that give or take a file."""
 
     def __init__(self, store: Store):
         self.store = store
-
-    async def create(self, request: Request) -> Response:
-        # The name carries the second of the request: two within one second share a file, as on the server.
-        name, stamp = request.path_params.get("c"), now()
-        self.store.snapshots_of(name)
-        return await answer(request, lambda: self.store.make_snapshot(name, stamp), may_wait=True)
 
     async def download(self, request: Request) -> Response:
         path = self.store.snapshot_file(request.path_params.get("c"), request.path_params["s"], plain=True)
@@ -603,7 +609,7 @@ class SnapshotRequests:
             if part is None or isinstance(part, str):
                 raise Refused(400, "Required field is missing: snapshot", plain=True)
             path = await run_in_threadpool(self.keep, name, part, query.get("checksum"))
-        return await answer(request, lambda: self.store.recover(name, path), may_wait=True)
+        return await answer(request, lambda: self.store.recover(name, path))
 
     def keep(self, name: str, part: Any, checksum: str | None) -> Path:
         """The uploaded file stays among the collection's snapshots under its own name, whatever becomes of it."""
@@ -615,26 +621,6 @@ class SnapshotRequests:
             check_digest(beside / "upload", checksum)
             folder.mkdir(exist_ok=True)
             return (beside / "upload").rename(folder / (Path(part.filename or "").name or f"{uuid.uuid4()}.snapshot"))
-
-    async def recover(self, request: Request) -> Response:
-        name, body = request.path_params["c"], await request.body()
-        return await answer(request, lambda: self.recover_from(name, json.loads(body)), may_wait=True)
-
-    def recover_from(self, name: str, asked: dict) -> bool:
-        check_recovery(asked)
-        self.store.check_name(name)
-        location = urlsplit(asked["location"])
-        if location.scheme not in ("file", "http", "https"):
-            raise Refused(400, f"Format error in JSON body: relative URL without a base: {asked['location']!r}")
-        with scratch() as folder:
-            path = Path(unquote(location.path))
-            if location.scheme != "file":
-                path = folder / "fetched"
-                fetch(asked["location"], asked.get("api_key"), path)
-            if not path.is_file():
-                raise Refused(400, f'Bad request: Snapshot file "{path}" does not exist')
-            check_digest(path, asked.get("checksum"))
-            return self.store.recover(name, path)
 
 
 def fetch(url: str, key: str | None, target: Path) -> None:
@@ -677,52 +663,44 @@ class Guard:
         return refusal(Refused(403, "Forbidden: Global manage access is required", plain=path.endswith("/upload")))
 
 
-def routes(store: Store) -> list[Route]:
-    def json_route(method_and_path: str, handler: Callable[[Store, dict, dict], Any]) -> Route:
-        async def call(request: Request) -> Response:
-            body = await request.body()
+def json_route(store: Store, method_and_path: str, handler: Handler) -> Route:
+    unhurried = method_and_path in UNHURRIED
 
-            def work() -> Any:
-                with store.lock:
-                    return handler(store, request.path_params, json.loads(body) if body else {})
+    async def call(request: Request) -> Response:
+        body = await request.body()
 
-            return await answer(request, work)
+        def work() -> Any:
+            with contextlib.nullcontext() if unhurried else store.lock:
+                return handler(store, json.loads(body) if body else {}, **request.path_params)
 
-        method, path = method_and_path.split()
-        return Route(path, call, methods=[method])
+        return await answer(request, work, may_wait=unhurried)
 
-    def text_route(path: str, words: str, kind: str = "text/plain") -> Route:
-        async def call(request: Request) -> Response:
-            return Response(words, media_type=kind)
-
-        return Route(path, call)
-
-    files = SnapshotRequests(store)
-    greeting = {"title": "qdrant - vector search engine", "version": VERSION, "commit": "stand-in"}
-    return [
-        text_route("/", json.dumps(greeting), "application/json"),
-        text_route("/healthz", "healthz check passed"),
-        text_route("/livez", "healthz check passed"),
-        text_route("/readyz", "all shards are ready"),
-        Route("/snapshots", files.create, methods=["POST"]),
-        Route("/snapshots/{s:path}", files.download),
-        Route("/collections/{c}/snapshots", files.create, methods=["POST"]),
-        Route("/collections/{c}/snapshots/upload", files.upload, methods=["POST"]),
-        Route("/collections/{c}/snapshots/recover", files.recover, methods=["PUT"]),
-        Route("/collections/{c}/snapshots/{s:path}", files.download),
-        Route("/collections/{c}/shards/0/snapshot", files.download_shard),
-        *(json_route(method_and_path, handler) for method_and_path, handler in ANSWERS.items()),
-    ]
+    method, path = method_and_path.split()
+    return Route(path, call, methods=[method])
 
 
 def application(root: Path, api_key: str | None = None, read_only_key: str | None = None) -> Starlette:
     async def refuse(request: Request, error: Exception) -> Response:
         return refusal(error) if isinstance(error, Refused) else Response(status_code=404)
 
+    store = Store(root)
+    files = SnapshotFiles(store)
+    greeting = {"title": "qdrant - vector search engine", "version": VERSION, "commit": "stand-in"}
+    routes = [
+        Route("/", lambda _: Response(json.dumps(greeting), media_type="application/json")),
+        Route("/healthz", lambda _: PlainTextResponse("healthz check passed")),
+        Route("/livez", lambda _: PlainTextResponse("healthz check passed")),
+        Route("/readyz", lambda _: PlainTextResponse("all shards are ready")),
+        *(json_route(store, method_and_path, handler) for method_and_path, handler in (UNHURRIED | ANSWERS).items()),
+        Route("/collections/{c}/snapshots/upload", files.upload, methods=["POST"]),
+        Route("/snapshots/{s:path}", files.download),
+        Route("/collections/{c}/snapshots/{s:path}", files.download),
+        Route("/collections/{c}/shards/0/snapshot", files.download_shard),
+    ]
     guard = Middleware(Guard, full=api_key, read_only=read_only_key)
     gzip = Middleware(GZipMiddleware, minimum_size=0, compresslevel=1)
     handlers = {Refused: refuse, 404: refuse, 405: refuse}
-    return Starlette(routes=routes(Store(root)), middleware=[guard, gzip], exception_handlers=handlers)
+    return Starlette(routes=routes, middleware=[guard, gzip], exception_handlers=handlers)
 
 
 def main() -> None:
