@@ -243,3 +243,10 @@ class Component(ABC):
     @abstractmethod
     def clean_up(self, step: dict[str, Any]) -> None:
         """Remove what a killed run left behind, as told by a line of its journal that this component wrote. Idempotent."""
+
+    def look(self) -> str:
+        """The guide's look at the live store after a restore: what was asked and answered, in a few words. Raises BackupError.
+
+        PostgreSQL counts the memories, Redis answers PING; the guide has none for the others.
+        """
+        return "nothing to ask"

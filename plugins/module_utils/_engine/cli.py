@@ -1,0 +1,507 @@
+# Copyright: (c) 2026, The agentmem.backup maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command `agentmem-backup`: arguments → engine → lines on a stream and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 verification failed or suspicious, 75 another run holds the lock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import __version__
+from .errors import BackupError, Cancelled, UsageError
+
+if TYPE_CHECKING:
+    from .console import Console
+    from .restore import Plan, Request
+    from .settings import Settings
+
+COMPONENTS = ("postgresql", "redis", "qdrant", "config")
+QUESTION = "⚠️  This will overwrite existing data. Continue? (yes/no): "
+_EPILOG = """\
+at 3 a.m.:
+  agentmem-backup list                      which sets are there, and which are known to be good
+  agentmem-backup verify latest             is the newest one whole?
+  agentmem-backup restore latest --dry-run  what would a restore do? (touches nothing)
+  agentmem-backup restore latest            bring everything back; asks before anything is touched
+
+exit codes: 0 done, 1 failed, 2 bad usage or input, 3 verification failed or suspicious, 75 another run holds the lock
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see: {self.prog} --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's parser, from which help and shell completion are made."""
+    top = _Parser(
+        prog="agentmem-backup",
+        description="Back up AgentMem's four stores, prove that every backup can be restored, and restore it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"agentmem-backup {__version__}")
+    shared = _Parser(add_help=False)
+    shared.add_argument(
+        "--config", metavar="FILE", type=Path, help="configuration file (default: /etc/agentmem-backup/config.yml)"
+    )
+    shared.add_argument("--backup-dir", metavar="DIR", help="where the sets lie (default: BACKUP_DIR, or /backups/agentmem)")
+    shared.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="any other setting (see: config --show)")
+    shared.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    shared.add_argument("--quiet", action="store_true", help="print nothing but warnings and errors")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+
+    def verb(name: str, help_text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".", parents=[shared])
+        sub.set_defaults(run=run)
+        return sub
+
+    _create_arguments(verb("create", "make a backup set of all stores and verify it", _create))
+    _verify_arguments(verb("verify", "check that a set, or one file, is whole and unchanged", _verify))
+    _restore_arguments(verb("restore", "bring stores back from a set or from single files", _restore))
+    _extract_arguments(verb("extract", "take one table, collection, key pattern or file out of a set", _extract))
+    verb("list", "show which sets there are, oldest first", _list)
+    verb("info", "show one set in full", _info).add_argument(
+        "id", metavar="ID", nargs="?", default="latest", help="a set, or latest"
+    )
+    check = verb("check", "look whether everything is ready for a backup; for monitors too", _check)
+    check.add_argument("--max-age", metavar="AGE", help="fail unless a verified set is younger, such as 26h or 2d")
+    prune = verb("prune", "remove sets that are older than retention_days", _prune)
+    prune.add_argument("--dry-run", action="store_true", help="say what would be removed, and why each set stays or goes")
+    audit = verb("audit", "show who did what to the backups", _audit)
+    audit.add_argument("--check", action="store_true", help="find lines that were changed, removed or cut")
+    config = verb("config", "show the settings and where each comes from", _config)
+    config.add_argument("--show", action="store_true", help="print every setting, secrets masked (the default)")
+    completion = verb("completion", "print the completion script of a shell", _completion)
+    completion.add_argument("shell", choices=("bash", "zsh"), help="for which shell")
+    return top
+
+
+def _component_argument(sub: argparse.ArgumentParser, help_text: str) -> None:
+    sub.add_argument("--component", metavar="NAME", action="append", choices=COMPONENTS, default=[], help=help_text)
+
+
+def _lock_argument(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--lock-wait", metavar="SECONDS", type=float, help="how long to wait for another run (default: not at all)")
+
+
+def _create_arguments(sub: argparse.ArgumentParser) -> None:
+    _component_argument(sub, f"only this store, repeatable: {', '.join(COMPONENTS)}")
+    sub.add_argument("--type", choices=("full",), default="full", help="kind of set")
+    sub.add_argument("--fingerprint", choices=("counts", "content"), help="what to record of the data (default: counts)")
+    sub.add_argument("--dry-run", action="store_true", help="look at everything and say what would be done")
+    _lock_argument(sub)
+
+
+def _verify_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("what", metavar="ID|latest|FILE", nargs="?", default="latest", help="a set, the newest, or one backup file")
+    sub.add_argument("--depth", choices=("quick", "full"), default="full", help="quick: sizes and digests; full: walk everything")
+    sub.add_argument("--acknowledge", action="store_true", help="accept that a store shrank, which makes a set suspicious")
+
+
+def _restore_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("id", metavar="ID|latest", nargs="?", help="the set to restore")
+    sub.add_argument("--before", metavar="TIME", help="the newest verified set from before TIME, such as 2025-01-03T12:00:00Z")
+    _component_argument(sub, "only this store, repeatable")
+    sub.add_argument("--db", metavar="FILE", type=Path, help="restore PostgreSQL from this file")
+    sub.add_argument("--redis", metavar="FILE", type=Path, help="restore Redis from this file")
+    sub.add_argument("--qdrant", metavar="FILE", type=Path, help="restore Qdrant from this file")
+    sub.add_argument("--config-archive", metavar="FILE", type=Path, help="restore the configuration from this file")
+    sub.add_argument("--only-table", metavar="SCHEMA.TABLE", action="append", default=[], help="only this table, repeatable")
+    sub.add_argument("--only-collection", metavar="NAME", action="append", default=[], help="only this collection, repeatable")
+    sub.add_argument(
+        "--collection-prefix", metavar="TEXT", default="", help="put in front of every collection's and alias's name"
+    )
+    sub.add_argument(
+        "--accept", metavar="RISK", action="append", default=[], help="go on in spite of a problem that names this word"
+    )
+    sub.add_argument("--dry-run", action="store_true", help="verify, look at the stores, print the plan; touch nothing")
+    sub.add_argument("--yes", action="store_true", help="do not ask (for scripts)")
+    _lock_argument(sub)
+
+
+def _extract_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("id", metavar="ID|latest", help="the set to take it from")
+    group = sub.add_mutually_exclusive_group(required=True)
+    group.add_argument("--table", metavar="SCHEMA.TABLE", help="one table (csv or sql)")
+    group.add_argument("--collection", metavar="NAME", help="one collection (snapshot or jsonl)")
+    group.add_argument("--keys", metavar="PATTERN", help="the Redis keys that match (jsonl)")
+    group.add_argument("--file", metavar="PATH", help="one configuration file")
+    sub.add_argument("--form", choices=("csv", "sql", "jsonl", "snapshot", "file"), default="", help="how it is written")
+    sub.add_argument("--output", metavar="FILE", type=Path, required=True, help="where to write it; must not exist yet")
+    _lock_argument(sub)
+
+
+# --- what each verb does with its arguments -------------------------------------------------------------------------
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    from .settings import Settings, load, walk
+
+    known = {name: option for name, option, _ in walk(Settings())}
+    given: dict[str, Any] = {}
+    for pair in arguments.set:
+        name, separator, value = pair.partition("=")
+        if not separator or name not in known:
+            raise UsageError(f"--set takes NAME=VALUE with a setting's name, not {name!r} (see: agentmem-backup config --show)")
+        if known[name].metadata["secret"]:
+            where = known[name].metadata["env"]
+            raise UsageError(
+                f"{name} is a secret and must not stand on the command line: use the environment ({where}) or the file"
+            )
+        given[name] = value
+    for attribute, name in (("backup_dir", "backup_dir"), ("fingerprint", "fingerprint"), ("lock_wait", "lock_wait_s")):
+        if getattr(arguments, attribute, None) is not None:
+            given[name] = getattr(arguments, attribute)
+    if arguments.verb in ("create", "check") and getattr(arguments, "component", None):
+        given["components"] = [name for name in COMPONENTS if name in arguments.component]
+    return load(arguments.config, command_line=given)
+
+
+def _console(settings: Settings, arguments: argparse.Namespace, *, log: bool = True) -> Console:
+    from .console import Console
+
+    return Console(settings, quiet=arguments.quiet or arguments.json, log=log)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+
+
+def _create(arguments: argparse.Namespace) -> int:
+    from . import create, history
+
+    settings = _settings(arguments)
+    with _console(settings, arguments) as console, _explained(console, arguments):
+        if arguments.dry_run:
+            lines = create.plan(settings, console)
+            if arguments.json:
+                _print_json({"plan": lines})
+            else:
+                print("\n".join(lines))
+            return 0
+        if settings.notify_email or settings.notify_slack_webhook:
+            console.warn("NOTIFY_EMAIL and NOTIFY_SLACK_WEBHOOK are set, and this version sends no notifications yet")
+        created = create.create(settings, console)
+        if arguments.json:
+            _print_json(created.as_dict())
+        return 0 if created.verdict == history.VERIFIED else 3
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from . import clock, history, verify
+
+    settings = _settings(arguments)
+    with _console(settings, arguments, log=False) as console, _explained(console, arguments):
+        if arguments.what == "latest" or clock.is_set_id(arguments.what):
+            report = verify.verify_set(
+                settings, console, arguments.what, depth=arguments.depth, acknowledge=arguments.acknowledge
+            )
+        elif "/" in arguments.what or Path(arguments.what).exists():
+            report = verify.verify_file(settings, console, Path(arguments.what), depth=arguments.depth)
+        else:
+            clock.id_time(arguments.what)  # says what an ID looks like
+            raise UsageError(f"there is no set {arguments.what}")
+        if arguments.json:
+            _print_json(report.as_dict())
+        elif not arguments.quiet:
+            print(verify.render(report))
+        return 0 if report.verdict == history.VERIFIED else 3
+
+
+def _request(arguments: argparse.Namespace) -> Request:
+    from . import clock
+    from .components.base import RestoreOptions
+    from .restore import Request
+
+    named = {"postgresql": arguments.db, "redis": arguments.redis, "qdrant": arguments.qdrant, "config": arguments.config_archive}
+    files = {name: path for name, path in named.items() if path is not None}
+    if not files and not arguments.id and not arguments.before:
+        raise UsageError("say what to restore: an ID, latest, --before TIME, or files (see: agentmem-backup list)")
+    if arguments.id and arguments.before:
+        raise UsageError("give either an ID or --before, not both")
+    if arguments.id and arguments.id != "latest":
+        clock.id_time(arguments.id)
+    options = RestoreOptions(
+        arguments.only_table, arguments.only_collection, arguments.collection_prefix, frozenset(arguments.accept)
+    )
+    components = arguments.component or (
+        [name for name, chosen in (("postgresql", options.only_tables), ("qdrant", options.only_collections)) if chosen]
+    )
+    before = clock.parse_moment(arguments.before) if arguments.before else None
+    return Request(arguments.id or "", before, files, components, options)
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    from . import restore
+
+    settings, request = _settings(arguments), _request(arguments)
+    if not arguments.yes and not arguments.dry_run and not sys.stdin.isatty():
+        raise UsageError(
+            "there is no terminal to ask on: give --yes to overwrite without being asked, or --dry-run to see the plan"
+        )
+    with _console(settings, arguments) as console, _explained(console, arguments):
+        if arguments.dry_run:
+            return _show_plan(restore.plan(settings, console, request), arguments)
+        restored = restore.restore(settings, console, request, lambda plan: _agreed(plan, arguments, console))
+        if restored is None:
+            print("Restore cancelled: nothing was touched.")
+            return 1
+        if arguments.json:
+            _print_json(restored.as_dict())
+        asked = "health_url" in settings.sources
+        failed = [
+            check.text
+            for check in restored.checks
+            if check.outcome == "failed" and (asked or check.name in ("memories", "redis"))
+        ]
+        if not restored.equal:
+            return 3
+        if failed:
+            console.error(f"the data is restored and equal, but the application is not well: {'; '.join(failed)}")
+            return 1
+        console.step(f"restored {restored.name} in {restored.duration_s:.1f} s: equal to what was backed up")
+        return 0
+
+
+def _show_plan(plan: Plan, arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        _print_json({"plan": plan.lines, "warnings": plan.warnings, "problems": plan.problems})
+    else:
+        print("\n".join([f"Restore of {plan.name}:", *(f"  {line}" for line in plan.lines)]))
+        for text in (*(f"⚠ {warning}" for warning in plan.warnings), *(f"✗ {problem}" for problem in plan.problems)):
+            print(text)
+    return 1 if plan.problems else 0
+
+
+def _agreed(plan: Plan, arguments: argparse.Namespace, console: Console) -> bool:
+    """Show the plan and ask the guide's question; only `yes` means yes."""
+    for line in (f"restore of {plan.name}:", *(f"  {line}" for line in plan.lines)):
+        console.step(line)
+    if arguments.yes:
+        return True
+    try:
+        return input(QUESTION).strip() == "yes"
+    except EOFError:
+        return False
+
+
+def _extract(arguments: argparse.Namespace) -> int:
+    from . import extract
+
+    settings = _settings(arguments)
+    chosen = {"postgresql": arguments.table, "qdrant": arguments.collection, "redis": arguments.keys, "config": arguments.file}
+    component, what = next((name, value) for name, value in chosen.items() if value is not None)
+    with _console(settings, arguments, log=False) as console, _explained(console, arguments):
+        sentence = extract.extract(settings, console, arguments.id, component, what, arguments.output.absolute(), arguments.form)
+        if arguments.json:
+            _print_json({"extracted": sentence, "output": str(arguments.output)})
+        elif not arguments.quiet:
+            print(sentence)
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from .list_sets import list_sets
+    from .manifest import human_size
+
+    rows = list_sets(_settings(arguments))
+    if arguments.json:
+        _print_json([row.as_dict() for row in rows])
+        return 0
+    if not rows:
+        print("There is no set yet: make one with agentmem-backup create")
+        return 0
+    print(f"{'ID':15}  {'TYPE':6}  {'AGE':>7}  {'SIZE':>6}  {'VERDICT':14}  COMPONENTS")
+    for row in rows:
+        remark = f"  ({row.remark})" if row.remark else ""
+        components = ",".join(row.components)
+        print(f"{row.id:15}  {row.type:6}  {row.age:>7}  {human_size(row.size):>6}  {row.verdict:14}  {components}{remark}")
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from .info import info
+    from .manifest import human_size
+
+    facts = info(_settings(arguments), arguments.id)
+    if arguments.json:
+        _print_json(facts)
+        return 0
+    verdict = facts["verdict"] or {"verdict": "never verified"}
+    print(f"Set {facts['id']} ({facts['type']}, {facts['age']} old) in {facts['directory']}")
+    print(f"Verdict: {verdict['verdict']}" + (f" by {verdict['by']} at {verdict['time']}" if "by" in verdict else ""))
+    if facts["fault"]:
+        print(f"✗ {facts['fault']}")
+    entries = facts["manifest"]["components"] if facts["manifest"] else {}
+    for name, file in facts["files"].items():
+        print(f"{name}: {file['path']} {human_size(file['bytes'])}")
+        entry = entries.get(name, {})
+        for key in ("server", "tool", "method", "cut", "raw_bytes", "sha256"):
+            if key in entry:
+                print(f"  {key}: {entry[key]}")
+        for warning in entry.get("warnings", []):
+            print(f"  ⚠ {warning}")
+    return 0
+
+
+def _age(text: str) -> timedelta:
+    units = {"m": "minutes", "h": "hours", "d": "days"}
+    if text and text[-1] in units and text[:-1].replace(".", "", 1).isdigit():
+        return timedelta(**{units[text[-1]]: float(text[:-1])})
+    raise UsageError(f"{text!r} is not an age: write it as 90m, 26h or 2d")
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from . import check
+
+    settings = _settings(arguments)
+    max_age = _age(arguments.max_age) if arguments.max_age else None
+    with _console(settings, arguments, log=False) as console, _explained(console, arguments):
+        checked = check.check(settings, console, max_age)
+        if arguments.json:
+            _print_json(checked.as_dict())
+        else:
+            lines = [f"✓ {text}" for text in checked.good]
+            lines += [f"⚠ {text}" for text in checked.warnings] + [f"✗ {text}" for text in checked.problems]
+            print(console.masked("\n".join(lines)))
+    return 1 if checked.problems else 0
+
+
+def _prune(arguments: argparse.Namespace) -> int:
+    from . import audit, backup_set, lock, prune
+
+    settings = _settings(arguments)
+    directory = backup_set.directory(settings.backup_dir)
+    with _console(settings, arguments) as console, _explained(console, arguments):
+        if arguments.dry_run:
+            plan = prune.plan(directory, settings.retention_days)
+            if arguments.json:
+                _print_json({"remove": [one.id for one in plan.doomed], "reasons": plan.reasons, "held": plan.held})
+            else:
+                print("\n".join(f"{set_id}: {reason}" for set_id, reason in plan.reasons.items()) or "There is no set.")
+            return 0
+        with lock.hold(directory / backup_set.STATE / "lock", "prune", settings.lock_wait_s):
+            removed = prune.prune(directory, settings.retention_days, console)
+            audit.append(directory, "prune", "done", removed=removed)
+        if arguments.json:
+            _print_json({"removed": removed})
+    return 0
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from . import audit, backup_set, check
+
+    settings = _settings(arguments)
+    directory = backup_set.directory(settings.backup_dir, write=False)
+    if arguments.check:
+        faults = check.audit_faults(settings)
+        if arguments.json:
+            _print_json({"whole": not faults, "faults": faults})
+        else:
+            print("\n".join(f"✗ {fault}" for fault in faults) or "✓ the audit log is whole")
+        return 3 if faults else 0
+    log, _ = audit.paths(directory)
+    if log.exists():
+        sys.stdout.write(log.read_text(errors="replace"))
+    return 0
+
+
+def _config(arguments: argparse.Namespace) -> int:
+    from .settings import shown
+
+    rows = shown(_settings(arguments))
+    if arguments.json:
+        _print_json({name: {"value": value, "source": source} for name, value, source in rows})
+        return 0
+    width = max(len(name) for name, _, _ in rows)
+    for name, value, source in rows:
+        print(f"{name:{width}}  {value or '(empty)'}  [{source}]")
+    return 0
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    from .libraries import require
+
+    require("shtab")
+    import shtab
+
+    print(shtab.complete(parser(), arguments.shell))
+    return 0
+
+
+# --- running --------------------------------------------------------------------------------------------------------
+
+
+class _explained:
+    """Inside the block a BackupError becomes a line in the log; the exception goes on to `main` for its exit code."""
+
+    def __init__(self, console: Console, arguments: argparse.Namespace):
+        self._console = console
+        self._json = arguments.json
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, BackupError) and not getattr(error, "told", False):
+            problems = getattr(error, "problems", None)
+            if problems and len(problems) > 1:
+                self._console.error(str(error).partition(": ")[0] + ":")
+                for problem in problems:
+                    self._console.error(f"  {problem}")
+            else:
+                self._console.error(str(error))
+            if self._json:
+                _print_json({"error": self._console.masked(str(error)), "exit_code": error.exit_code})
+            error.told = True  # type: ignore[attr-defined]
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    from . import process
+
+    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(one, signal.SIG_IGN)  # cleaning up must not be stopped in turn
+    process.stop_all()
+    raise Cancelled(f"stopped by {signal.Signals(number).name}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with `argv` (default: the process's own) and return its exit code. Never raises."""
+    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(one, _stop)
+    try:
+        arguments = parser().parse_args(argv)
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except BackupError as error:
+        if not getattr(error, "told", False):
+            print(f"agentmem-backup: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+    except Exception as error:
+        from .errors import one_line
+
+        print(f"agentmem-backup: unexpected {type(error).__name__}: {one_line(error)} (please report this)", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+# Copyright: (c) 2026, The agentmem.backup maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Verdicts on sets, in `.history/verdicts.jsonl`: a manifest never changes, what was found out about its set does.
+
+A set is `verified` when its newest verdict says so. `suspicious` (a store shrank) counts as verified once somebody
+has acknowledged it; until then it is an alarm and nothing is pruned.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from . import clock
+from .backup_set import HISTORY
+from .process import guarded
+
+VERIFIED, FAILED, SUSPICIOUS, ACKNOWLEDGED = "verified", "failed", "suspicious", "acknowledged"
+
+
+def path(backup_dir: Path) -> Path:
+    """The file of verdicts in a backup directory."""
+    return backup_dir / HISTORY / "verdicts.jsonl"
+
+
+def append(backup_dir: Path, set_id: str, verdict: str, by: str, **facts: Any) -> None:
+    """Add a verdict on a set; `by` is the verb that reached it. Raises BackupError."""
+    line = json.dumps({"id": set_id, "verdict": verdict, "by": by, "time": clock.iso(clock.now()), **facts}, ensure_ascii=False)
+
+    def save() -> None:
+        path(backup_dir).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path(backup_dir), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            os.write(descriptor, line.encode() + b"\n")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    guarded(save, f"writing {path(backup_dir)}")
+
+
+def newest(backup_dir: Path) -> dict[str, dict[str, Any]]:
+    """Set → its newest verdict. A set whose verdicts are lost has none, and is then not counted as verified."""
+    verdicts: dict[str, dict[str, Any]] = {}
+    try:
+        content = path(backup_dir).read_bytes()
+    except OSError:
+        return verdicts
+    for line in content.split(b"\n"):
+        try:
+            entry = json.loads(line)
+            verdicts[entry["id"]] = entry
+        except (ValueError, KeyError, TypeError):
+            continue
+    return verdicts
+
+
+def is_verified(verdict: dict[str, Any] | None) -> bool:
+    """Whether a set with this newest verdict counts as a good one."""
+    return bool(verdict) and verdict is not None and verdict.get("verdict") in (VERIFIED, ACKNOWLEDGED)

@@ -1,0 +1,357 @@
+# Copyright: (c) 2026, The agentmem.backup maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Bring stores back: the sequence of a restore, from the choice of the set to the last look at the live data.
+
+    lock → recover → choose → verify fully → plan and preflight → the question → prepare beside the live data, compare →
+    fence → switch (postgresql, qdrant, redis, config) → make it final → release → compare the live data → post-checks
+
+Nothing live is touched before the switch. A failure up to the moment where the switch is made final takes back what
+can be taken back, and says for each store what is live now and where the old data lies.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from . import audit, backup_set, clock, fence, history, hooks, lock, pipeline, post_checks, process, registry, verify
+from .backup_set import BackupSet, Staging
+from .components.base import Comparison, Component, Context, Restoration, RestoreOptions, Source
+from .create import clear_the_way
+from .crew import Crew
+from .errors import BackupError, UsageError, VerificationError
+from .preflight import NotReady
+from .progress import Collecting, Reporter
+from .settings import Settings
+
+SWITCH_ORDER = ("postgresql", "qdrant", "redis", "config")
+"""PostgreSQL goes first, because its switch can be held open, and rolled back, until all others are through."""
+
+
+@dataclass
+class Request:
+    """What is to be restored: a set (`which` an ID or `latest`, or the newest `before` a time) or named files."""
+
+    which: str = ""
+    before: datetime | None = None
+    files: dict[str, Path] = field(default_factory=dict)
+    components: list[str] = field(default_factory=list)
+    options: RestoreOptions = field(default_factory=RestoreOptions)
+
+
+@dataclass
+class Plan:
+    """What a restore will do, in the lines that are shown before the question."""
+
+    name: str
+    lines: list[str]
+    warnings: list[str]
+    problems: list[str]
+
+
+@dataclass
+class Restored:
+    """The outcome: for each component its comparison and state, the five checks, and how long each part took in seconds."""
+
+    name: str
+    comparisons: dict[str, Comparison]
+    states: dict[str, str]
+    durations: dict[str, float]
+    checks: list[post_checks.PostCheck]
+    duration_s: float
+    warnings: list[str]
+
+    @property
+    def equal(self) -> bool:
+        """Whether every restored store was compared and nothing differs."""
+        return bool(self.comparisons) and all(one.equal for one in self.comparisons.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json and for modules."""
+        return {
+            "restored": self.name,
+            "equal": self.equal,
+            "components": {
+                name: {
+                    "compared": one.compared,
+                    "differences": one.differences,
+                    "not_compared": one.not_compared,
+                    "state": self.states[name],
+                    "duration_s": round(self.durations[name], 3),
+                }
+                for name, one in self.comparisons.items()
+            },
+            "checks": [check.as_dict() for check in self.checks],
+            "duration_s": round(self.duration_s, 3),
+            "warnings": self.warnings,
+        }
+
+
+def restore(settings: Settings, reporter: Reporter, request: Request, confirm: Callable[[Plan], bool]) -> Restored | None:
+    """Restore what `request` names; `confirm` is shown the plan and says whether to go on.
+
+    Returns None where the answer was no. Raises NotReady with every obstacle, VerificationError where the backup is not
+    whole or the restored data is not equal, BackupError where a store could not be restored.
+    """
+    directory = backup_set.directory(settings.backup_dir)
+    collecting = Collecting(reporter)
+    with lock.hold(directory / backup_set.STATE / "lock", "restore", settings.lock_wait_s):
+        clear_the_way(directory, settings, collecting)
+        name, sources = choose(settings, request)
+        staging = Staging(directory, f"restore-{clock.set_id(clock.now())}")
+        context = Context(settings, collecting, staging.work, staging.note)
+        components = registry.make(context, list(sources))
+        run = _Run(settings, collecting, request, name, components, sources, staging)
+        try:
+            with Crew(components) as crew:
+                restored = run.go(crew, confirm)
+        except BaseException as error:
+            process.resume()
+            _record(directory, name, "failed", collecting, error=str(error) or type(error).__name__)
+            if not isinstance(error, NotReady):
+                _error_hook(settings, collecting, name, error)
+            raise
+        finally:
+            staging.discard()
+        if restored is not None:
+            _record(directory, name, "done", collecting, components=list(components), equal=restored.equal)
+        return restored
+
+
+def plan(settings: Settings, reporter: Reporter, request: Request) -> Plan:
+    """What `restore` would do: the backup is verified and every store looked at, nothing is touched."""
+    directory = backup_set.directory(settings.backup_dir)
+    with lock.hold(directory / backup_set.STATE / "lock", "restore --dry-run", settings.lock_wait_s):
+        clear_the_way(directory, settings, reporter)
+        name, sources = choose(settings, request)
+        staging = Staging(directory, f"restore-{clock.set_id(clock.now())}")
+        try:
+            components = registry.make(Context(settings, reporter, staging.work, staging.note), list(sources))
+            run = _Run(settings, Collecting(reporter), request, name, components, sources, staging)
+            with Crew(components) as crew:
+                run.verify_fully()
+                return run.make_plan(crew)
+        finally:
+            staging.discard()
+
+
+def choose(settings: Settings, request: Request) -> tuple[str, dict[str, Source]]:
+    """The name of what is restored and a source for each component. Raises UsageError."""
+    if request.files:
+        if request.which or request.before:
+            raise UsageError("give either a set or single files, not both")
+        for name, path in request.files.items():
+            if not path.is_file():
+                raise UsageError(f"there is no file {path} to restore {name} from")
+        sources = {name: _file_source(name, path) for name, path in request.files.items()}
+        return ", ".join(path.name for path in request.files.values()), sources
+    directory = backup_set.directory(settings.backup_dir)
+    one = _newest_before(directory, request.before) if request.before else backup_set.find(directory, request.which or "latest")
+    wanted = request.components or list(registry.CLASSES)
+    absent = [name for name in request.components if name not in one.files]
+    if absent:
+        raise UsageError(f"set {one.id} has no {', '.join(absent)}: it holds {', '.join(one.files) or 'nothing'}")
+    return one.id, {name: _set_source(one, name) for name in registry.CLASSES if name in wanted and name in one.files}
+
+
+def _newest_before(directory: Path, moment: datetime) -> BackupSet:
+    verdicts = history.newest(directory)
+    earlier = [one for one in backup_set.sets(directory) if clock.id_time(one.id) <= moment]
+    good = [one for one in earlier if history.is_verified(verdicts.get(one.id))]
+    if not good:
+        said = f"{len(earlier)} older sets are there, none of them verified" if earlier else "no set is that old"
+        raise UsageError(f"there is no verified set from before {clock.iso(moment)}: {said} (see: agentmem-backup list)")
+    return good[-1]
+
+
+def _set_source(one: BackupSet, name: str) -> Source:
+    path = one.files[name]
+    return Source(path, pipeline.compression_of(path), one.entry(name))
+
+
+def _file_source(name: str, path: Path) -> Source:
+    one = backup_set.set_of_file(path)
+    entry = one.entry(name) if one is not None and one.files.get(name, path).name == path.name else None
+    return Source(path.absolute(), pipeline.compression_of(path), entry)
+
+
+class _Run:
+    """One restore under way."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        reporter: Collecting,
+        request: Request,
+        name: str,
+        components: dict[str, Component],
+        sources: dict[str, Source],
+        staging: Staging,
+    ):
+        self.settings = settings
+        self.reporter = reporter
+        self.request = request
+        self.name = name
+        self.components = components
+        self.sources = sources
+        self.staging = staging
+        self.restorations: dict[str, Restoration] = {}
+        self.durations = dict.fromkeys(components, 0.0)
+        self.order = [one for one in SWITCH_ORDER if one in components]
+
+    def go(self, crew: Crew, confirm: Callable[[Plan], bool]) -> Restored | None:
+        """The whole sequence."""
+        begun = time.monotonic()
+        self.verify_fully()
+        plan = self.make_plan(crew)
+        for warning in plan.warnings:
+            self.reporter.warn(warning)
+        if plan.problems:
+            raise NotReady(plan.problems, "restore")
+        if not confirm(plan):
+            return None
+        try:
+            self._prepare(crew)
+            self._switch(crew)
+        except BaseException as error:
+            process.resume()
+            raise self._take_back(crew, error) from error
+        else:
+            comparisons = crew.each(lambda name: self._timed(name, self.restorations[name].compare))
+            states = crew.each(lambda name: self.restorations[name].state())
+        finally:
+            self._close(crew)
+        restored = Restored(
+            self.name,
+            comparisons,
+            states,
+            self.durations,
+            post_checks.run(self.settings, self.components),
+            time.monotonic() - begun,
+            self.reporter.warnings,
+        )
+        self._tell(restored)
+        return restored
+
+    def verify_fully(self) -> None:
+        """Full verification of what is about to be restored. Raises VerificationError; nothing was touched."""
+        faults: list[str] = []
+        for name in self.components:
+            self.reporter.step(f"{name}: verifying {self.sources[name].path}")
+        if self.request.files:
+            for path in self.request.files.values():
+                faults += verify.verify_file(self.settings, self.reporter, path).faults
+        else:
+            directory = backup_set.directory(self.settings.backup_dir)
+            report = verify.examine_set(self.settings, self.reporter, backup_set.find(directory, self.name))
+            titles = {registry.CLASSES[name].title for name in self.components} | {"Manifest File"}
+            faults = [fault for section in report.sections if section.title in titles for fault in section.faults]
+        if faults:
+            raise VerificationError(
+                f"{self.name} does not verify, and nothing was touched: {'; '.join(faults)} "
+                "(take the set before it: agentmem-backup restore --before TIME)"
+            )
+
+    def make_plan(self, crew: Crew) -> Plan:
+        """What each store says will happen."""
+        options = self.request.options
+        plans = crew.each(lambda name: self.components[name].plan_restore(self.sources[name], options))
+        lines = [f"{name}: {line}" for name in self.components for line in plans[name].lines]
+        lines += fence.described(self.settings)
+        return Plan(
+            self.name,
+            lines,
+            [f"{name}: {warning}" for name in self.components for warning in plans[name].warnings],
+            [f"{name}: {problem}" for name in self.components for problem in plans[name].problems],
+        )
+
+    def _timed(self, name: str, work: Callable[[], Any]) -> Any:
+        begun = time.monotonic()
+        try:
+            return work()
+        finally:
+            self.durations[name] += time.monotonic() - begun
+
+    def _prepare(self, crew: Crew) -> None:
+        self.staging.note("prepare", what=self.name, components=list(self.components))
+
+        def prepare(name: str) -> Comparison:
+            self.reporter.step(f"{name}: preparing beside the live data")
+            restoration = self.components[name].restoration(self.sources[name], self.request.options)
+            self.restorations[name] = restoration
+            restoration.prepare()
+            return restoration.check()
+
+        checks = crew.each(lambda name: self._timed(name, lambda: prepare(name)))
+        differences = [f"{name}: {text}" for name, one in checks.items() for text in one.differences]
+        if differences:
+            raise VerificationError(f"what was prepared is not what was backed up: {'; '.join(differences[:10])}")
+        for name, one in checks.items():
+            self.reporter.step(f"{name}: prepared" + (f", {one.compared} things compared and equal" if one.compared else ""))
+
+    def _switch(self, crew: Crew) -> None:
+        with fence.closed(self.settings, self.reporter, {"verb": "restore", "what": self.name}):
+            for name in self.order:
+                self.staging.note("switch", store=name)
+                crew.one(name, lambda name=name: self._timed(name, self.restorations[name].commit))  # type: ignore[misc]
+                self.staging.note("switched", store=name)
+                self.reporter.step(f"{name}: switched to the restored data")
+            # PostgreSQL's transaction has stayed open until here.
+            for name in reversed(self.order):
+                self.staging.note("complete", store=name)
+                crew.one(name, lambda name=name: self._timed(name, self.restorations[name].complete))  # type: ignore[misc]
+
+    def _take_back(self, crew: Crew, error: BaseException) -> BaseException:
+        """Undo what can be undone, newest first; returns the error with the state of every store in its sentence."""
+        states = []
+        for name in reversed(self.order):
+            restoration = self.restorations.get(name)
+            if restoration is None:
+                continue
+            try:
+                crew.one(name, restoration.abort)
+            except BackupError as trouble:
+                states.append(f"{name} could not be taken back ({trouble})")
+            states.append(f"{name}: {crew.one(name, restoration.state)}")
+        if not isinstance(error, BackupError):
+            self.reporter.warn("; ".join(states))
+            return error
+        error.args = ("; ".join([str(error), *states]),)
+        return error
+
+    def _close(self, crew: Crew) -> None:
+        for name, restoration in self.restorations.items():
+            try:
+                crew.one(name, restoration.close)
+            except BackupError as trouble:
+                self.reporter.warn(f"{name}: could not tidy up: {trouble}")
+
+    def _tell(self, restored: Restored) -> None:
+        for name, one in restored.comparisons.items():
+            self.reporter.step(f"{name}: {restored.states[name]}")
+            for reason in one.not_compared:
+                self.reporter.warn(f"{name}: not compared: {reason}")
+        for check in restored.checks:
+            (self.reporter.step if check.passed else self.reporter.warn)(f"check: {check.text}")
+        differences = [f"{name}: {text}" for name, one in restored.comparisons.items() for text in one.differences]
+        if differences:
+            self.reporter.warn("the live data differs from what was backed up: " + "; ".join(differences[:10]))
+
+
+def _record(directory: Path, name: str, result: str, reporter: Reporter, **facts: Any) -> None:
+    try:
+        audit.append(directory, "restore", result, what=name, **facts)
+    except OSError as trouble:
+        reporter.warn(process.os_sentence(trouble, "writing the audit log"))
+
+
+def _error_hook(settings: Settings, reporter: Reporter, name: str, error: BaseException) -> None:
+    try:
+        hooks.run(settings, "error", reporter, {"verb": "restore", "what": name, "error": str(error)})
+    except BackupError as trouble:
+        reporter.warn(str(trouble))

@@ -1,0 +1,329 @@
+# Copyright: (c) 2026, The agentmem.backup maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Is a set what its manifest says? Quick: sizes, digests, first bytes. Full: everything decompressed and walked as well.
+
+`verify_set` and `verify_file` return a `Report`; `render` makes the guide's text of it. A report passes only on
+positive proof: every file that the manifest names was read to its end, and its digest compared.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import audit, backup_set, history, manifest, pipeline, registry
+from .backup_set import BackupSet
+from .components.base import Component, Context, Source
+from .crew import Crew
+from .errors import BackupError, UsageError, VerificationError
+from .manifest import human_size
+from .pipeline import Digest
+from .progress import Reporter
+from .settings import Settings
+
+QUICK, FULL = "quick", "full"
+_RULE = "=" * 41
+_MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+
+
+@dataclass
+class Section:
+    """What was found out about one component's file (or the manifest): lines as (good, text), and its SHA-256."""
+
+    title: str
+    lines: list[tuple[bool, str]] = field(default_factory=list)
+    sha256: str = ""
+    remark: str = ""
+
+    def good(self, text: str) -> None:
+        """Add a ✓ line."""
+        self.lines.append((True, text))
+
+    def bad(self, text: str) -> None:
+        """Add a ✗ line."""
+        self.lines.append((False, text))
+
+    @property
+    def faults(self) -> list[str]:
+        """The texts of the ✗ lines."""
+        return [text for good, text in self.lines if not good]
+
+
+@dataclass
+class Report:
+    """The outcome of a verification. `alarms` make a good set suspicious until somebody acknowledges them."""
+
+    name: str
+    heading: str
+    depth: str
+    sections: list[Section]
+    alarms: list[str] = field(default_factory=list)
+    acknowledged: bool = False
+    duration_s: float = 0.0
+
+    @property
+    def faults(self) -> list[str]:
+        """Every fault, in the order of the sections."""
+        return [fault for section in self.sections for fault in section.faults]
+
+    @property
+    def verdict(self) -> str:
+        """verified, suspicious or failed. A report that looked at nothing has failed."""
+        if self.faults or not any(section.lines for section in self.sections):
+            return history.FAILED
+        return history.SUSPICIOUS if self.alarms and not self.acknowledged else history.VERIFIED
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json and for modules."""
+        return {
+            "id": self.name,
+            "depth": self.depth,
+            "verdict": self.verdict,
+            "faults": self.faults,
+            "alarms": self.alarms,
+            "duration_s": round(self.duration_s, 3),
+            "files": {section.title: section.sha256 for section in self.sections if section.sha256},
+        }
+
+
+def verify_set(settings: Settings, reporter: Reporter, which: str, *, depth: str = FULL, acknowledge: bool = False) -> Report:
+    """Verify the set `which` (an ID or `latest`) and record the verdict.
+
+    Raises UsageError where there is no such set. Faults do not raise: they are in the report.
+    """
+    directory = backup_set.directory(settings.backup_dir, write=False)
+    one = backup_set.find(directory, which)
+    report = examine_set(settings, reporter, one, depth=depth)
+    known = history.newest(directory).get(one.id, {})
+    report.acknowledged = acknowledge or known.get("verdict") == history.ACKNOWLEDGED
+    verdict = report.verdict
+    if verdict == history.VERIFIED and report.alarms:
+        verdict = history.ACKNOWLEDGED
+    try:
+        if depth == FULL or report.faults:
+            history.append(directory, one.id, verdict, "verify", depth=depth, faults=report.faults, alarms=report.alarms)
+        audit.append(directory, "verify", verdict, id=one.id, depth=depth)
+    except (BackupError, OSError) as error:
+        reporter.warn(f"the verdict could not be recorded: {error}")
+    return report
+
+
+def examine_set(settings: Settings, reporter: Reporter, one: BackupSet, *, depth: str = FULL) -> Report:
+    """Verify a set without recording anything."""
+    begun = time.monotonic()
+    context = Context(settings, reporter, one.directory, lambda step, **facts: None)
+    damaged = ""
+    try:
+        described = one.manifest
+    except VerificationError as error:
+        described, damaged = None, str(error)
+    digests = _text_digests(one) if one.legacy else {}
+    components = registry.make(context, list(registry.CLASSES))
+
+    def examine(name: str) -> Section:
+        component = components[name]
+        path = one.files.get(name)
+        entry = described.components.get(name) if described else None
+        if entry is not None:
+            path = one.directory / str(entry["file"])
+        section = Section(component.title)
+        if path is None:
+            return _absent(section, one, component, described)
+        entry = entry or ({"sha256": digests[path.name]} if path.name in digests else None)
+        if described and name not in described.components:
+            section.bad(f"{component.label} backup is not named in the manifest: {path}")
+            return section
+        examine_file(section, component, path, entry, depth, reporter)
+        return section
+
+    with Crew(components) as crew:
+        found = crew.each(examine)
+    sections = [*found.values(), _manifest_section(one, described, damaged)]
+    alarms = list(described.data.get("alarms", [])) if described else []
+    return Report(one.id, f"Verifying Backup Set: {one.id}", depth, sections, alarms, duration_s=time.monotonic() - begun)
+
+
+def _absent(section: Section, one: BackupSet, component: Component, described: manifest.Manifest | None) -> Section:
+    if described is not None or (one.legacy and component.name == "config"):
+        section.remark = "not part of this set"
+    else:
+        section.bad(
+            f"{component.label} backup is missing: {one.directory / (component.prefix + '_' + one.id + component.extension)}"
+        )
+    return section
+
+
+def examine_file(
+    section: Section,
+    component: Component,
+    path: Path,
+    entry: dict[str, Any] | None,
+    depth: str,
+    reporter: Reporter,
+    measured: Callable[[Digest], None] = lambda digest: None,
+) -> None:
+    """Verify one component's file into `section`; `measured` is told the digest of what was read from the disk."""
+    label = f"{component.label} backup"
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        section.bad(f"{label} is missing: {path}" if not path.exists() else f"{label} cannot be read: {path} ({error.strerror})")
+        return
+    if component.name == "postgresql":
+        section.good(f"{label} exists: {path}")
+    if size == 0:
+        section.bad(f"{label} is empty: {path}")
+        return
+    if entry and "bytes" in entry and entry["bytes"] != size:
+        section.bad(f"{label} has {size} bytes where the manifest says {entry['bytes']}: {path}")
+    else:
+        section.good(f"{label} size OK: {human_size(size)}")
+    compression = pipeline.compression_of(path)
+    magic = _MAGIC.get(compression, b"")
+    with path.open("rb") as file:
+        if file.read(len(magic)) != magic:
+            section.bad(f"{label} is not a {compression} file: {path}")
+    try:
+        if depth == QUICK:
+            section.sha256 = pipeline.hash_file(path)[1]
+            _compare_digest(section, label, path, entry, section.sha256)
+        else:
+            _walk(section, component, path, compression, entry, reporter, measured)
+    except BackupError as error:
+        section.bad(f"{label} is damaged: {error}" if str(path) not in str(error) else f"{label}: {error}")
+        if not section.sha256:
+            section.sha256 = pipeline.hash_file(path)[1]
+            _compare_digest(section, label, path, entry, section.sha256)
+
+
+def _walk(
+    section: Section,
+    component: Component,
+    path: Path,
+    compression: str,
+    entry: dict[str, Any] | None,
+    reporter: Reporter,
+    measured: Callable[[Digest], None],
+) -> None:
+    label = f"{component.label} backup"
+    total = entry.get("raw_bytes") if entry else None
+    source = Source(path, compression, entry if entry and "fingerprint" in entry else None)
+    reader = source.reader(lambda done: reporter.advance(component.name, done, total))
+    pieces = reader.pieces()
+    examination = component.examine(source, pieces)
+    for _ in pieces:  # a walk that ended before the file did: the rest must be whole too
+        pass
+    digest = reader.digest()
+    measured(digest)
+    section.sha256 = digest.sha256
+    _compare_digest(section, label, path, entry, digest.sha256)
+    if entry and "raw_sha256" in entry and entry["raw_sha256"] != digest.raw_sha256:
+        section.bad(f"{label} holds other content than the manifest says: {path}")
+    if component.name == "postgresql" and compression != "none":
+        section.good(f"{label} {compression} integrity OK")
+    if examination.faults:
+        for fault in examination.faults:
+            section.bad(fault)
+    else:
+        section.good(examination.line)
+
+
+def _compare_digest(section: Section, label: str, path: Path, entry: dict[str, Any] | None, sha256: str) -> None:
+    if entry and "sha256" in entry and entry["sha256"] != sha256:
+        section.bad(f"{label} does not have the SHA256 that the manifest says ({entry['sha256']}): {path}")
+
+
+def _text_digests(one: BackupSet) -> dict[str, str]:
+    """File → SHA-256 as a legacy set's text manifest says; shortened digests say nothing."""
+    try:
+        text = one.text_path.read_text(errors="replace")
+    except OSError:
+        return {}
+    return dict(re.findall(r"^\s*- (\S+)\n(?:\s+Size:.*\n)?\s+SHA256: ([0-9a-f]{64})\s*$", text, re.MULTILINE))
+
+
+def _manifest_section(one: BackupSet, described: manifest.Manifest | None, damaged: str) -> Section:
+    section = Section("Manifest File")
+    if damaged:
+        section.bad(damaged)
+        return section
+    if described is None:
+        if one.text_path.exists():
+            section.good("Manifest file exists")
+        else:
+            section.bad(f"Manifest file is missing: {one.text_path}")
+        return section
+    try:
+        text = one.text_path.read_bytes()
+    except OSError:
+        section.bad(f"Manifest file is missing: {one.text_path}")
+        return section
+    if text != described.to_text().encode():
+        section.bad(f"Manifest file {one.text_path} does not say what {one.manifest_path.name} says: it was changed")
+    for name in backup_set.extra_files(one):
+        section.bad(f"a file bears this set's ID although the manifest does not name it: {one.directory / name}")
+    if not section.lines:
+        section.good("Manifest file exists")
+    return section
+
+
+def verify_file(settings: Settings, reporter: Reporter, path: Path, *, depth: str = FULL) -> Report:
+    """Verify one file, with what its set's manifest says of it where there is one. Raises UsageError for no backup file."""
+    begun = time.monotonic()
+    if not path.is_file():
+        raise UsageError(
+            f"there is no file {path}: give the ID of a set (see: agentmem-backup list) or the path of a backup file"
+        )
+    name = backup_set.component_of_file(path)
+    if name is None:
+        raise UsageError(f"{path} is not a backup file: its name must begin with db_, redis_, qdrant_ or config_")
+    context = Context(settings, reporter, path.parent, lambda step, **facts: None)
+    component = registry.CLASSES[name](context)
+    section = Section(component.title)
+    one = backup_set.set_of_file(path)
+    entry: dict[str, Any] | None = None
+    if one is not None and not one.legacy:
+        try:
+            entry = one.entry(name)
+        except VerificationError as error:
+            section.bad(str(error))
+        if entry is None and not section.lines:
+            section.bad(f"{component.label} backup is not named in the manifest of its set: {path}")
+        elif entry is not None and entry["file"] != path.name:
+            section.bad(f"the manifest names {entry['file']} and not {path.name}")
+    elif one is not None:
+        digests = _text_digests(one)
+        entry = {"sha256": digests[path.name]} if path.name in digests else None
+    examine_file(section, component, path, entry, depth, reporter)
+    heading = f"Verifying Backup File: {path.name}"
+    return Report(path.name, heading, depth, [section], duration_s=time.monotonic() - begun)
+
+
+def render(report: Report) -> str:
+    """The guide's text, section by section."""
+    lines = [_RULE, report.heading, _RULE, ""]
+    for number, section in enumerate(report.sections, start=1):
+        title = f"{number}. {section.title}" if len(report.sections) > 1 else section.title
+        lines += [title, "-" * (len(title) + (section.title == "Database Backup"))]
+        lines += [f"{'✓' if good else '✗'} {text}" for good, text in section.lines]
+        if section.remark:
+            lines.append(f"  {section.remark}")
+        if section.sha256:
+            lines.append(f"  SHA256: {section.sha256}")
+        lines.append("")
+    lines += [f"⚠️  {alarm}" for alarm in report.alarms]
+    if report.alarms and not report.acknowledged:
+        lines.append(f"   If that is as it should be: agentmem-backup verify {report.name} --acknowledge")
+    if report.alarms:
+        lines.append("")
+    ending = {
+        history.VERIFIED: "✓ Backup verification PASSED",
+        history.SUSPICIOUS: "✗ Backup verification SUSPICIOUS",
+        history.FAILED: "✗ Backup verification FAILED",
+    }[report.verdict]
+    return "\n".join([*lines, _RULE, ending, _RULE])
