@@ -10,8 +10,9 @@ server; LEFT_OUT names the exchanges where the stand-in answers otherwise, and w
     python -m tests.support.qdrant_standin --port 7333 --storage DIR [--api-key KEY] [--read-only-key KEY]
 
 What it is not: it has one node and one shard (a snapshot of several shards is merged into one, and `shard_number` says 1),
-it does not search, its filters know `match` and `has_id`, it never optimizes, `PATCH` changes what it tells and
-not how it stores, and one lock lies around every request, so writes wait while a snapshot is made.
+it does not search, its filters know `match` and `has_id`, it never optimizes, `PATCH` changes what it tells and not how
+it stores, it compresses as gzip only (a server also as zstd), it counts points in a text index that have no token there,
+and one lock lies around every request, so writes wait while a snapshot is made.
 """
 
 from __future__ import annotations
