@@ -123,28 +123,45 @@ def filled_database(postgres: Postgres) -> str:
 
 
 @pytest.fixture(scope="session")
-def filled_qdrant() -> dict[str, Facts]:
+def qdrant_facts() -> dict[str, Facts]:
     """What the filled Qdrant of this worker holds, once it was filled."""
     return {}
 
 
 @pytest.fixture
-def stores(
-    postgres: Postgres, redis_server: Redis, qdrant: Qdrant, filled_database: str, filled_qdrant: dict[str, Facts]
-) -> Iterator[Stores]:
-    """The four stores with the test data (tests.support.data, seed 1, Scale.TEST), new directories."""
-    with _turn(qdrant), throwaway_directory() as directory:
-        data.create_reader(postgres)
-        postgres.reset(keep_databases=[FILLED], keep_roles=[data.READER])
-        postgres.recreate_database(template=filled_database)
-        data.describe_database(postgres)
-        redis_server.reset()
-        data.fill_redis(redis_server)
-        if not _untouched(qdrant, filled_qdrant):
+def filled_postgres(postgres: Postgres, filled_database: str) -> Postgres:
+    """The cluster with the test data in the application's database, and nothing else."""
+    data.create_reader(postgres)
+    postgres.reset(keep_databases=[FILLED], keep_roles=[data.READER])
+    postgres.recreate_database(template=filled_database)
+    data.describe_database(postgres)
+    return postgres
+
+
+@pytest.fixture
+def filled_redis(redis_server: Redis) -> Redis:
+    """The Redis server, started anew, with the test data."""
+    redis_server.reset()
+    data.fill_redis(redis_server)
+    return redis_server
+
+
+@pytest.fixture
+def filled_qdrant(qdrant: Qdrant, qdrant_facts: dict[str, Facts]) -> Iterator[Qdrant]:
+    """The Qdrant with the test data and without any snapshot."""
+    with _turn(qdrant):
+        if not _untouched(qdrant, qdrant_facts):
             qdrant.reset()
             data.fill_qdrant(qdrant)
-            filled_qdrant["facts"] = capture_qdrant(qdrant)
-        filled = Stores(directory, postgres=postgres, redis=redis_server, qdrant=qdrant)
+            qdrant_facts["facts"] = capture_qdrant(qdrant)
+        yield qdrant
+
+
+@pytest.fixture
+def stores(filled_postgres: Postgres, filled_redis: Redis, filled_qdrant: Qdrant) -> Iterator[Stores]:
+    """The four stores with the test data (tests.support.data, seed 1, Scale.TEST), new directories."""
+    with throwaway_directory() as directory:
+        filled = Stores(directory, postgres=filled_postgres, redis=filled_redis, qdrant=filled_qdrant)
         data.fill_config(filled.config_dir)
         yield filled
 

@@ -35,6 +35,8 @@ import httpx
 import psycopg
 import redis as redis_py
 from psycopg import sql
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 AWKWARD = " '\"$\\é"  # what a password may hold and a careless script breaks on
@@ -380,9 +382,9 @@ class Postgres(Server):
 
     def ready(self) -> bool:
         # The last line of postmaster.pid says so without a failed login in the log.
-        with contextlib.suppress(OSError, psycopg.OperationalError):
+        with contextlib.suppress(OSError, IndexError, psycopg.OperationalError):
             lines = (self.data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
-            if self.process and lines[0] == str(self.process.pid) and len(lines) > 7 and lines[7].strip() == "ready":
+            if self.process and lines[0] == str(self.process.pid) and lines[7].strip() == "ready":
                 self.connect(connect_timeout=5).close()
                 return True
         return False
@@ -561,7 +563,8 @@ class Redis(Server):
     def client(self, db: int = 0, **options: Any) -> redis_py.Redis:
         """A redis-py client that speaks bytes; `options` as redis.Redis takes them (username, password, …)."""
         parameters = {"host": self.host, "port": self.port, "password": self.password or None, **options}
-        return redis_py.Redis(db=db, decode_responses=False, **parameters)
+        at_once = Retry(NoBackoff(), 0)  # redis-py would try again for seconds, also at a wrong password
+        return redis_py.Redis(db=db, decode_responses=False, **{"retry": at_once, **parameters})
 
     def stop(self, save: bool | None = None) -> None:
         """Shut down; `save` True writes the RDB first, False does not, None does as the save points say."""
@@ -704,7 +707,7 @@ class Qdrant(Server):
             raise ServerError(f"The Qdrant of QDRANT_TEST_URL, {self.url}, cannot be emptied; look at its log.")
         self.kill()
         empty_directory(self.storage)
-        empty_directory(self.snapshots)
+        self.private("storage/snapshots")
         self.start()
 
     @staticmethod
