@@ -119,7 +119,8 @@ def restore(settings: Settings, reporter: Reporter, request: Request, confirm: C
         finally:
             staging.discard()
         if restored is not None:
-            _record(directory, name, "done", collecting, components=list(components), equal=restored.equal)
+            seconds = {one: round(value, 3) for one, value in restored.durations.items()}
+            _record(directory, name, "done", collecting, seconds=seconds, equal=restored.equal)
         return restored
 
 
