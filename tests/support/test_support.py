@@ -422,6 +422,16 @@ def test_fixture_removes_what_a_test_left(stores: Stores, turn: int) -> None:
     (stores.backup_dir / f"left by turn {turn}").touch()
 
 
+@pytest.mark.parametrize("turn", [1, 2])
+def test_fixture_refills_a_changed_qdrant(filled_qdrant: Qdrant, turn: int) -> None:
+    """An importance is below 1 in the data, and at least 1 once it was flipped."""
+    with filled_qdrant.client() as client:
+        ask = {"limit": 1000, "with_payload": True}
+        points = client.post("/collections/memories/points/scroll", json=ask).raise_for_status().json()["result"]["points"]
+    assert max(point["payload"]["importance"] for point in points) < 1, f"turn {turn} found what the other left"
+    compare.flip_one_payload(cast(Stores, SimpleNamespace(qdrant=filled_qdrant)))
+
+
 def test_fixture_survives_a_test_that_killed_the_servers(stores: Stores) -> None:
     before = capture(stores)
     stores.postgres.kill()
