@@ -1,0 +1,1730 @@
+# Copyright: (c) 2026, The agentmem.backup maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Qdrant: vectors, payloads and indexes, through the snapshot API of every node.
+
+The file is a tar of `<collection>.snapshot` (in a cluster `<peer>/<collection>.snapshot`), made by the server and held
+against its checksum while it streams in, and `collections.json` last: what a snapshot does not hold (aliases, counts
+around the cut, the server's version) and the digest of each snapshot.
+
+A restore ends in the original names. A collection that the target does not have is uploaded beside the live data. One
+that is there is overwritten in the switch, and only after a snapshot of what it held lies verified on our disk: a server
+that is killed in the middle of an upload has lost the old data and not got the new (measured with 1.18.3). Aliases are
+put back last, in one request.
+
+Facts about the server's answers are from a recording of Qdrant 1.18.3 unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import email.utils
+import fnmatch
+import functools
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+from .. import clock, points
+from ..errors import BackupError, Cancelled, VerificationError, one_line
+from ..formats import tarball
+from ..libraries import missing, require
+from ..pipeline import PIECE, Writer
+from ..process import guarded, stopping
+from ..settings import QdrantSettings
+from .base import (
+    CONTENT,
+    Comparison,
+    Component,
+    Cut,
+    Examination,
+    Probe,
+    Restoration,
+    RestoreOptions,
+    RestorePlan,
+    Source,
+)
+
+INVENTORY = "collections.json"
+_INVENTORY_LIMIT = 256 * 1024 * 1024
+_MAKING, _MADE, _UPLOADING = "qdrant_snapshot", "qdrant_snapshot_made", "qdrant_upload"
+_STAMP = re.compile(r"-(\d{4}-\d\d-\d\d-\d\d-\d\d-\d\d)\.snapshot$")  # the end of a snapshot's name: its start in UTC
+_SETTLE_S = 5.0  # how long a restored collection may go on optimizing before we stop waiting: it answers all the while
+_READY_S = 120.0
+_COLLECTIONS_AT_ONCE = 4
+
+Result = TypeVar("Result")
+
+
+# -- the REST API of one node -----------------------------------------------------------------------------------------
+
+
+class Answered(BackupError):
+    """The server answered with an error; `status` is HTTP's."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+def patiently(action: Callable[[], Result]) -> Result:
+    """Run `action`, which may take an hour inside the server, so that a run that is being stopped need not wait for it."""
+    done: concurrent.futures.Future[Result] = concurrent.futures.Future()
+
+    def work() -> None:
+        try:
+            done.set_result(action())
+        except BaseException as error:  # raised in the waiting thread
+            done.set_exception(error)
+
+    threading.Thread(target=work, name="qdrant-request", daemon=True).start()
+    while True:
+        if stopping() and not done.done():
+            raise Cancelled("the run is being stopped")
+        concurrent.futures.wait([done], timeout=0.2)
+        if done.done():
+            return done.result()
+
+
+class Node:
+    """One peer of a cluster, or a server on its own. `name` is the peer's id in a cluster of several, else empty."""
+
+    def __init__(self, url: str, settings: QdrantSettings):
+        self.url = url
+        self.name = ""
+        self.version = ""
+        self._settings = settings
+        parts = urlsplit(url)
+        self.shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        self._clients: Any = None
+
+    @property
+    def _client(self) -> Any:
+        import httpx
+
+        if self._clients is None:
+            timeout = httpx.Timeout(self._settings.timeout_s, connect=10.0)
+            key = self._settings.api_key
+            self._clients = httpx.Client(
+                headers={b"api-key": key.encode()} if key else None,
+                timeout=timeout,
+                verify=self._trust(),
+                trust_env=False,  # proxies of the environment are not for a store's gigabytes
+            )
+        return self._clients
+
+    def _trust(self) -> Any:
+        if not self.url.startswith("https:"):
+            return False  # nothing to verify, and a context takes a while to make
+        try:
+            return ssl.create_default_context(cafile=self._settings.cacert or None)
+        except (OSError, ssl.SSLError) as error:
+            raise BackupError(
+                f"the certificate authority {self._settings.cacert} cannot be used: {one_line(error)} (check qdrant.cacert)"
+            ) from None
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._clients is not None:
+            self._clients.close()
+            self._clients = None
+
+    @contextlib.contextmanager
+    def _words(self, what: str) -> Iterator[None]:
+        """Turn what httpx raises into a sentence."""
+        import httpx
+
+        try:
+            yield
+        except httpx.ConnectError as error:
+            raise BackupError(
+                f"Qdrant at {self.shown} cannot be reached ({one_line(error, 120)}): "
+                "is it running? check QDRANT_URL, or QDRANT_HOST and QDRANT_PORT"
+            ) from None
+        except httpx.TimeoutException:
+            raise BackupError(f"Qdrant at {self.shown} did not answer in time while {what} (see qdrant.timeout_s)") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            said = one_line(error, 160) or type(error).__name__
+            raise BackupError(f"the connection to Qdrant at {self.shown} broke while {what}: {said}") from None
+
+    def ask(self, method: str, path: str, body: Any = None, *, what: str) -> Any:
+        """The `result` of a request. `what` says what was being done. Raises Answered, BackupError."""
+        with self._words(what):
+            answer = self._client.request(method, self.url + path, json=body)
+        return self._result(answer, what)
+
+    def _result(self, answer: Any, what: str) -> Any:
+        self._check(answer, what)
+        try:
+            return answer.json()["result"]
+        except (ValueError, KeyError, TypeError):
+            raise BackupError(f"what answers at {self.shown} is no Qdrant: check QDRANT_URL") from None
+
+    def _check(self, answer: Any, what: str) -> None:
+        status = answer.status_code
+        if status in (200, 202, 206):
+            return
+        said = one_line(_error_text(answer), 240)
+        if status == 401:
+            how = "refuses the API key" if self._settings.api_key else "asks for an API key"
+            raise Answered(f"Qdrant at {self.shown} {how} ({said}): set QDRANT_API_KEY to its key with full access", status)
+        if status == 403:
+            raise Answered(
+                f"the API key has no right for {what} on Qdrant at {self.shown} ({said}): "
+                "set QDRANT_API_KEY to the key with full access, not the read-only one",
+                status,
+            )
+        raise Answered(f"Qdrant at {self.shown} failed {what}: HTTP {status}: {said}", status)
+
+    def greet(self) -> None:
+        """Learn the server's version (`GET /` answers without a key)."""
+        with self._words("greeting it"):
+            answer = self._client.get(self.url + "/")
+        self._check(answer, "greeting it")
+        try:
+            self.version = str(answer.json()["version"])
+        except (ValueError, KeyError, TypeError):
+            raise BackupError(f"what answers at {self.shown} is no Qdrant: check QDRANT_URL") from None
+
+    def trouble(self) -> str | None:
+        """Why this node cannot be worked with (a sentence), or None. A `/` that answers proves nothing about the key."""
+        if urlsplit(self.url).scheme not in ("http", "https"):
+            return f"{self.shown} is no address of a Qdrant: QDRANT_URL looks like http://host:6333"
+        try:
+            self.greet()
+            self.collections()
+        except BackupError as error:
+            return str(error)
+        return None
+
+    def cluster(self) -> dict[str, Any]:
+        """`GET /cluster`: status enabled or disabled, peer_id, peers."""
+        found: dict[str, Any] = self.ask("GET", "/cluster", what="asking for the cluster's state")
+        return found
+
+    def collections(self) -> list[str]:
+        """The names of all collections, sorted."""
+        found = self.ask("GET", "/collections", what="listing the collections")["collections"]
+        return sorted(str(item["name"]) for item in found)
+
+    def aliases(self) -> dict[str, str]:
+        """Alias → collection."""
+        found = self.ask("GET", "/aliases", what="listing the aliases")["aliases"]
+        return {item["alias_name"]: item["collection_name"] for item in found}
+
+    def change_aliases(self, actions: list[dict[str, Any]]) -> None:
+        """All of `actions` in one request, which the server does whole or not at all."""
+        if actions:
+            self.ask("POST", "/collections/aliases", {"actions": actions}, what="putting the aliases back")
+
+    def info(self, collection: str) -> dict[str, Any]:
+        """Status, configuration and payload schema of a collection."""
+        found: dict[str, Any] = self.ask("GET", _path(collection), what=f"looking at collection {collection}")
+        return found
+
+    def count(self, collection: str) -> int:
+        """The exact number of points (of the whole cluster)."""
+        path = _path(collection) + "/points/count"
+        return int(self.ask("POST", path, {"exact": True}, what=f"counting the points of {collection}")["count"])
+
+    def exists(self, collection: str) -> bool:
+        """Whether there is such a collection or alias."""
+        return bool(self.ask("GET", _path(collection) + "/exists", what=f"looking for collection {collection}")["exists"])
+
+    def delete_collection(self, collection: str) -> None:
+        """Delete a collection; one that is gone is no error."""
+        self.ask("DELETE", _path(collection), what=f"deleting collection {collection}")
+
+    def snapshots(self, collection: str) -> list[dict[str, Any]]:
+        """The snapshots that this node lists for a collection."""
+        path = _path(collection) + "/snapshots"
+        found: list[dict[str, Any]] = self.ask("GET", path, what=f"listing the snapshots of {collection}")
+        return found
+
+    def make_snapshot(self, collection: str) -> dict[str, Any]:
+        """Make a snapshot: name, size, checksum (null where the server keeps them on S3)."""
+        path, what = _path(collection) + "/snapshots", f"making a snapshot of {collection}"
+        found: dict[str, Any] = patiently(lambda: self.ask("POST", path, what=what))
+        return found
+
+    def delete_snapshot(self, collection: str, name: str) -> None:
+        """Delete a snapshot; one that is gone is no error."""
+        try:
+            self.ask("DELETE", _path(collection, "snapshots", name), what=f"deleting the snapshot {name}")
+        except Answered as error:
+            if error.status != 404:
+                raise
+
+    def now(self) -> datetime:
+        """The server's clock, to the second: its snapshots' names tell it, and ours may differ."""
+        with self._words("asking for the time"):
+            answer = self._client.get(self.url + "/healthz")
+        with contextlib.suppress(TypeError, ValueError):
+            return email.utils.parsedate_to_datetime(answer.headers.get("date", "")).astimezone(clock.UTC)
+        return clock.now()
+
+    def download(self, collection: str, name: str, size: int) -> Iterator[bytes]:
+        """The bytes of a snapshot, which must be `size`. Raises BackupError where they come short, compressed or longer."""
+        what = f"downloading the snapshot {name}"
+        headers = {"Accept-Encoding": "identity"}  # else it comes compressed on the fly, and without a length
+        seen = 0
+        with (
+            self._words(what),
+            self._client.stream("GET", self.url + _path(collection, "snapshots", name), headers=headers) as answer,
+        ):
+            if answer.status_code != 200:
+                answer.read()
+                self._check(answer, what)
+            encoding, length = answer.headers.get("content-encoding", "identity"), answer.headers.get("content-length")
+            if encoding != "identity" or length is None:
+                raise BackupError(
+                    f"the snapshot {name} comes compressed or without its length from {self.shown}: "
+                    "a proxy in between changes downloads; set QDRANT_URL to the server itself"
+                )
+            if int(length) != size:
+                raise BackupError(f"the snapshot {name} has {length} bytes on {self.shown}, which said {size} when making it")
+            for piece in answer.iter_raw():
+                seen += len(piece)
+                yield piece
+        if seen != size:
+            raise BackupError(f"the snapshot {name} ended after {seen} of {size} bytes: the connection to {self.shown} broke")
+
+    def upload(self, collection: str, name: str, pieces: Iterable[bytes], size: int, checksum: str) -> None:
+        """Make `collection` what a snapshot of `size` bytes holds, under the file name `name`. Raises Answered, BackupError.
+
+        Always with priority=snapshot: the default differs between versions.
+        """
+        boundary = secrets.token_hex(16)
+        head = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="snapshot"; filename="{name}"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n"
+        ).encode()
+        tail = f"\r\n--{boundary}--\r\n".encode()
+
+        def body() -> Iterator[bytes]:
+            yield head
+            yield from pieces
+            yield tail
+
+        headers = {
+            "Content-Type": f"multipart/form-data; boundary={boundary}",
+            "Content-Length": str(len(head) + size + len(tail)),
+        }
+        path = f"{_path(collection)}/snapshots/upload?wait=true&priority=snapshot&checksum={checksum}"
+        what = f"restoring collection {collection}"
+
+        def send() -> Any:
+            with self._words(what):
+                return self._client.post(self.url + path, content=body(), headers=headers)
+
+        self._result(patiently(send), what)
+
+    def create_index(self, collection: str, field_name: str, schema: Any) -> None:
+        """Make a payload index and wait for it."""
+        body = {"field_name": field_name, "field_schema": schema}
+        self.ask("PUT", _path(collection) + "/index?wait=true", body, what=f"making the payload index {field_name}")
+
+    def points(self, collection: str, numbers: int) -> Iterator[dict[str, Any]]:
+        """Every point with payload and vectors, `numbers` of them in each."""
+        ask: dict[str, Any] = {"limit": points.page_size(numbers), "with_payload": True, "with_vector": True}
+        while True:
+            page = self.ask("POST", _path(collection) + "/points/scroll", ask, what=f"reading the points of {collection}")
+            yield from page["points"]
+            if page.get("next_page_offset") is None:
+                return
+            if stopping():
+                raise Cancelled("the run is being stopped")
+            ask["offset"] = page["next_page_offset"]
+
+
+def _path(collection: str, *parts: str) -> str:
+    return "/collections/" + "/".join(quote(part, safe="") for part in (collection, *parts))
+
+
+def _error_text(answer: Any) -> str:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return str(answer.json()["status"]["error"])
+    return str(answer.text) or str(answer.reason_phrase)
+
+
+# -- what the inventory says ------------------------------------------------------------------------------------------
+
+
+def _file_name(node: str, collection: str) -> str:
+    """The member that holds a collection: its name where that is safe as a file's, else percent-encoded, never too long."""
+    name = quote(collection, safe="")
+    if name.startswith((".", "~")):
+        name = f"%{ord(name[0]):02X}{name[1:]}"
+    if len(name) > 180:
+        name = f"{name[:140]}~{hashlib.sha256(collection.encode()).hexdigest()[:32]}"
+    return f"{node}/{name}.snapshot" if node else f"{name}.snapshot"
+
+
+def _dense(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Vector name → its parameters; the nameless one is ''."""
+    found = config.get("params", {}).get("vectors") or {}
+    return {"": found} if "size" in found else found
+
+
+def _sparse(config: dict[str, Any]) -> list[str]:
+    return sorted(config.get("params", {}).get("sparse_vectors") or {})
+
+
+def _numbers(config: dict[str, Any]) -> int:
+    """How many numbers the vectors of a point have, about."""
+    return sum(int(one.get("size", 0)) for one in _dense(config).values()) + 50 * len(_sparse(config))
+
+
+def _shape(config: dict[str, Any]) -> str:
+    """What must be equal for a snapshot to fit a collection, in words."""
+    dense = [f"{name or 'vector'} {one.get('size')} {one.get('distance')}" for name, one in sorted(_dense(config).items())]
+    return ", ".join([*dense, *(f"{name} sparse" for name in _sparse(config))]) or "no vectors"
+
+
+def _size_estimate(info: dict[str, Any]) -> int:
+    """About how many bytes a snapshot of the collection takes."""
+    width = {"float16": 2, "uint8": 1}
+    config = info["config"]
+    vectors = sum(int(one.get("size", 0)) * width.get(str(one.get("datatype")), 4) for one in _dense(config).values())
+    replicas = int(config["params"].get("replication_factor") or 1)
+    return 256 * 1024 + int(info.get("points_count") or 0) * (vectors + 400 * len(_sparse(config)) + 600) * replicas
+
+
+def _schema(info: dict[str, Any]) -> dict[str, Any]:
+    """Field → what is indexed and how, without the number of points."""
+    return {name: {key: one[key] for key in one if key != "points"} for name, one in info["payload_schema"].items()}
+
+
+def _problem(collection: str, info: dict[str, Any]) -> str | None:
+    """Why a collection cannot be backed up as it is."""
+    if info["status"] != "red":
+        return None
+    why = info.get("optimizer_status")
+    said = why.get("error") if isinstance(why, dict) else why
+    return f"collection {collection} is in status red ({one_line(said, 200)}): look at Qdrant's log and repair it first"
+
+
+def _range(low: int, high: int) -> str:
+    return f"{low}" if low == high else f"between {min(low, high)} and {max(low, high)}"
+
+
+def _holds(record: dict[str, Any], count: int) -> bool:
+    """Whether a number of points lies where it must: what was counted inside, else between the counts around the cut."""
+    if record.get("points") is not None:
+        return bool(count == record["points"])
+    low, high = sorted((int(record["count_before"]), int(record["count_after"])))
+    return low <= count <= high
+
+
+def _expected(record: dict[str, Any]) -> str:
+    if record.get("points") is not None:
+        return str(record["points"])
+    return _range(record["count_before"], record["count_after"])
+
+
+def _digests(fingerprint: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Collection → its part of a content fingerprint."""
+    found: dict[str, dict[str, Any]] = (fingerprint or {}).get("collections", {})
+    return found
+
+
+# -- the component ----------------------------------------------------------------------------------------------------
+
+
+class QdrantComponent(Component):
+    """Qdrant, one server or a cluster with one URL for each peer."""
+
+    name = "qdrant"
+    prefix = "qdrant"
+    extension = ".tar"
+    label = "Qdrant"
+    title = "Qdrant Backup"
+
+    @property
+    def options(self) -> QdrantSettings:
+        """The settings of this store."""
+        return self.settings.qdrant
+
+    def note(self, step: str, **facts: Any) -> None:
+        """Write a line of the journal."""
+        self.context.journal(step, component=self.name, **facts)
+
+    def connect(self) -> list[Node]:
+        """One node for each URL, known to be peers of one cluster or a server on its own. Raises BackupError."""
+        require("httpx")
+        self._check_key()
+        nodes = [Node(url, self.options) for url in self.options.urls()]
+        try:
+            if problems := [problem for node in nodes if (problem := node.trouble())]:
+                raise BackupError("; ".join(problems))
+            _name_peers(nodes)
+        except BaseException:
+            close_all(nodes)
+            raise
+        return nodes
+
+    def _check_key(self) -> None:
+        if any(ord(letter) < 32 or ord(letter) == 127 for letter in self.options.api_key):
+            raise BackupError("the API key of Qdrant holds a line break or another control character: check QDRANT_API_KEY")
+
+    def select(self, names: list[str]) -> list[str]:
+        """The collections that the patterns choose. Raises BackupError for a pattern that chooses none."""
+        include, exclude = self.options.include_collections, self.options.exclude_collections
+        idle = [one for one in (*include, *exclude) if not fnmatch.filter(names, one)]
+        if idle:
+            raise BackupError(
+                f"no collection matches {', '.join(map(repr, idle))}: there are {', '.join(names) or 'none'} "
+                "(check qdrant.include_collections and qdrant.exclude_collections)"
+            )
+        chosen = [name for name in names if not include or any(fnmatch.fnmatchcase(name, one) for one in include)]
+        return [name for name in chosen if not any(fnmatch.fnmatchcase(name, one) for one in exclude)]
+
+    def probe(self) -> Probe:
+        """Reachable, all peers named, right to make snapshots, collections in a good state, disk. Nothing is left behind."""
+        found = Probe()
+        if missing(["httpx"]):
+            found.problems.append("the Python library httpx is not installed (pip install httpx)")
+            return found
+        try:
+            nodes = self.connect()
+        except BackupError as error:
+            found.problems.append(str(error))
+            return found
+        try:
+            self._probe(nodes, found)
+        except BackupError as error:
+            found.problems.append(str(error))
+        finally:
+            close_all(nodes)
+        return found
+
+    def _probe(self, nodes: list[Node], found: Probe) -> None:
+        found.facts.update(version=nodes[0].version, nodes=len(nodes))
+        for node in nodes:
+            if problem := _snapshot_right(node):
+                found.problems.append(problem)
+        names = nodes[0].collections()
+        try:
+            names = self.select(names)
+        except BackupError as error:
+            found.problems.append(str(error))
+        found.facts["collections"] = len(names)
+        sizes = [0]
+        for name in names:
+            try:
+                info = nodes[0].info(name)
+            except Answered as error:
+                found.problems.append(f"collection {name} does not answer ({error}): repair or delete it first")
+                continue
+            if problem := _problem(name, info):
+                found.problems.append(problem)
+            sizes.append(self._size_on_disk(name) or _size_estimate(info))
+        found.raw_bytes = sum(sizes)
+        self._probe_disks(found, max(sizes))
+
+    def _size_on_disk(self, collection: str) -> int | None:
+        """Bytes that a collection takes in the server's storage, where that can be seen from here."""
+        folder = Path(self.options.data_dir or "/nonexistent") / "collections" / collection
+        total = 0
+        for where, _, files in os.walk(folder):
+            for name in files:
+                with contextlib.suppress(OSError):
+                    total += Path(where, name).stat().st_blocks * 512
+        return total or None
+
+    def _probe_disks(self, found: Probe, largest: int) -> None:
+        data_dir = Path(self.options.data_dir) if self.options.data_dir else None
+        if data_dir and data_dir.is_dir() and (free := shutil.disk_usage(data_dir).free) < (found.raw_bytes or 0):
+            found.problems.append(
+                f"snapshots need about {_mb(found.raw_bytes or 0)} beside Qdrant's data and {_mb(free)} are free in {data_dir}: "
+                "make room there"
+            )
+        if self.settings.fingerprint != CONTENT:
+            return
+        if why := points.unavailable():
+            found.warnings.append(f"the points will not be fingerprinted by content: {why}")
+            return
+        scratch = 3 * largest  # a collection is repacked while the one before it is unpacked and read
+        found.facts["scratch_bytes"] = scratch
+        folder = next((one for one in (self.context.workdir, Path(self.settings.backup_dir)) if one.is_dir()), Path("/"))
+        if (free := shutil.disk_usage(folder).free) < scratch + (found.raw_bytes or 0):
+            found.problems.append(
+                f"the content fingerprint needs about {_mb(scratch)} of scratch space beside the backup and {_mb(free)} "
+                f"are free in {folder}: make room, or use --fingerprint counts"
+            )
+
+    def open_cut(self, ready: Callable[[], None], level: str) -> Cut:
+        """Look at everything, wait for the other stores, then make all snapshots."""
+        cut = QdrantCut(self, self.connect(), level)
+        try:
+            cut.open(ready)
+        except BaseException:
+            cut.close()
+            raise
+        return cut
+
+    def snapshot(self, node: Node, collection: str) -> dict[str, Any]:
+        """Make a snapshot that is in nobody's way; gives name, size, checksum. The journal names it before and after.
+
+        Names carry whole seconds: a second snapshot within one overwrites the first under its name (measured). One that
+        was there already is left alone, and ours is made again a second later.
+        """
+        for _ in range(5):
+            known = sorted(str(one["name"]) for one in node.snapshots(collection))
+            at = clock.iso(node.now())
+            self.note(_MAKING, url=node.url, collection=collection, known=known, at=at)
+            try:
+                made = node.make_snapshot(collection)
+            except BackupError:
+                with contextlib.suppress(BackupError):
+                    self._remove_unnamed(node, {"collection": collection, "known": known, "at": at})
+                raise
+            name = str(made["name"])
+            if name not in known:
+                self.note(_MADE, url=node.url, collection=collection, name=name)
+                listed = {one["name"]: one for one in node.snapshots(collection)}.get(name)
+                if listed and (listed["size"], listed.get("checksum")) == (made["size"], made.get("checksum")):
+                    return made
+            time.sleep(1.1)  # until the next name
+        raise BackupError(
+            f"other snapshots of {collection} are being made on {node.shown} again and again under the same name: "
+            "find what makes them, or choose another time"
+        )
+
+    def examine(self, source: Source, pieces: Iterator[bytes]) -> Examination:
+        """Walk the tar and every snapshot in it to their trailers, and hold all against collections.json and the manifest."""
+        walk = _Walk(source)
+        walk.run(pieces)
+        return walk.examination()
+
+    def inventory(self, source: Source) -> dict[str, Any]:
+        """What collections.json says: from the manifest, else from the file itself. Raises VerificationError."""
+        if source.entry and "inventory" in source.entry:
+            found: dict[str, Any] = source.entry["inventory"]
+            return found
+        tar = tarball.Tar(source.pieces(), str(source.path))
+        inside = None
+        for member in tar:
+            if member.name == INVENTORY:
+                inside = _parse_inventory(tar.read(_INVENTORY_LIMIT), str(source.path))
+        if inside is None:
+            raise VerificationError(
+                f"{source.path} has no {INVENTORY}: it is a copy of a live data directory as the guide's script makes it, torn "
+                "by design, and cannot be restored through Qdrant; unpack it into the storage of a stopped server and hope, "
+                "or restore a set that agentmem-backup made"
+            )
+        return inside
+
+    def plan_restore(self, source: Source, options: RestoreOptions) -> RestorePlan:
+        """What will be overwritten, created and left; versions, peers, shapes and names that forbid it."""
+        plan = RestorePlan()
+        try:
+            restoration = QdrantRestoration(self, source, options)
+        except BackupError as error:
+            plan.problems.append(str(error))
+            return plan
+        try:
+            restoration.plan(plan)
+        except BackupError as error:
+            plan.problems.append(str(error))
+        finally:
+            restoration.disconnect()
+        return plan
+
+    def restoration(self, source: Source, options: RestoreOptions) -> Restoration:
+        """A restore, connected and not yet begun."""
+        return QdrantRestoration(self, source, options)
+
+    def extract(self, source: Source, what: str, target: Path, form: str) -> str:
+        """One collection as `snapshot` (the server's file; of a cluster one for each node) or `jsonl` (its points)."""
+        return _Extraction(self, source, what, target).run(form or "snapshot")
+
+    def clean_up(self, step: dict[str, Any]) -> None:
+        """Delete what a killed run left on the server; put a safety copy back over a collection that it left broken."""
+        require("httpx")
+        node = Node(str(step.get("url", "")), self.options)
+        try:
+            if step["step"] == _MADE:
+                node.delete_snapshot(step["collection"], step["name"])
+            elif step["step"] == _MAKING:
+                self._remove_unnamed(node, step)
+            elif step["step"] == _UPLOADING:
+                self._undo_upload(node, step)
+        finally:
+            node.close()
+
+    def _remove_unnamed(self, node: Node, step: dict[str, Any]) -> None:
+        """Delete the snapshot of a request that was never answered.
+
+        It is ours where it was not there before, its name tells the half minute in which we asked, and no other does: where
+        several could be it, somebody else makes snapshots too, and none is touched.
+        """
+        asked = clock.from_iso(step["at"])
+        try:
+            listed = node.snapshots(step["collection"])
+        except Answered as error:
+            if error.status == 404:
+                return
+            raise
+        candidates = []
+        for name in (str(one["name"]) for one in listed):
+            stamp = _STAMP.search(name)
+            if name in step["known"] or stamp is None:
+                continue
+            made = datetime.strptime(stamp.group(1), "%Y-%m-%d-%H-%M-%S").replace(tzinfo=clock.UTC)
+            if timedelta(seconds=-1) <= made - asked <= timedelta(seconds=30):
+                candidates.append(name)
+        if len(candidates) == 1:
+            node.delete_snapshot(step["collection"], candidates[0])
+        elif candidates:
+            self.reporter.warn(
+                f"one of the snapshots {', '.join(candidates)} of {step['collection']} on {node.shown} may be left over from a "
+                "killed run: delete it by hand"
+            )
+
+    def _undo_upload(self, node: Node, step: dict[str, Any]) -> None:
+        collection, safety = step["collection"], step.get("safety")
+        try:
+            node.info(collection)
+        except Answered as error:
+            if error.status == 500 and safety and Path(safety["path"]).is_file():
+                self.upload_file(node, collection, safety)
+                self.reporter.warn(f"collection {collection} was left broken by a killed restore: its old data is back")
+            elif error.status == 500 and step.get("created"):
+                node.delete_collection(collection)
+        self.forget_upload(node, collection, step["name"])
+
+    def upload_file(self, node: Node, collection: str, safety: dict[str, Any]) -> None:
+        """Upload a snapshot from our disk, after its digest was compared. Raises BackupError."""
+        path = Path(safety["path"])
+        digest, size = hashlib.sha256(), 0
+        for piece in _file_pieces(path):
+            digest.update(piece)
+            size += len(piece)
+        if (size, digest.hexdigest()) != (safety["size"], safety["sha256"]):
+            raise VerificationError(f"the safety copy {path} is not what was written: it cannot be put back")
+        name = _upload_name()
+        self.note(_UPLOADING, url=node.url, collection=collection, name=name, safety=safety, created=False)
+        try:
+            node.upload(collection, name, _file_pieces(path), size, safety["sha256"])
+        finally:
+            with contextlib.suppress(BackupError):
+                self.forget_upload(node, collection, name)
+
+    def forget_upload(self, node: Node, collection: str, name: str) -> None:
+        """Delete an uploaded file, which the server keeps in its snapshots folder, also after a failure.
+
+        Where the collection does not exist the file cannot be listed or deleted: only while a collection of that name
+        exists (measured). A small one is made for that moment, and deleted again.
+        """
+        if node.exists(collection):
+            node.delete_snapshot(collection, name)
+            return
+        probe = {"vectors": {}, "wal_config": {"wal_capacity_mb": 1}}
+        node.ask("PUT", _path(collection), probe, what=f"finding the file of a failed upload to {collection}")
+        try:
+            node.delete_snapshot(collection, name)
+        finally:
+            if node.count(collection) == 0:
+                node.delete_collection(collection)
+
+
+def close_all(nodes: list[Node]) -> None:
+    """Close the connections of all nodes."""
+    for node in nodes:
+        node.close()
+
+
+def _name_peers(nodes: list[Node]) -> None:
+    """Hold the URLs against the cluster's own list of peers, and name each node by its id. Raises BackupError."""
+    states = [node.cluster() for node in nodes]
+    enabled = [state for state in states if state.get("status") == "enabled"]
+    if len(nodes) > 1 and len(enabled) < len(nodes):
+        raise BackupError(
+            "QDRANT_URL names several addresses that are not peers of one cluster: give each server an instance of its own"
+        )
+    peers = sorted({peer for state in enabled for peer in state.get("peers", {})})
+    if len(peers) <= 1 and len(nodes) == 1:
+        return
+    own = [str(state["peer_id"]) for state in enabled]
+    if len(set(own)) < len(own):
+        raise BackupError("QDRANT_URL names the same peer of the cluster twice: name each of them once")
+    if sorted(own) != peers:
+        uris = ", ".join(str(one.get("uri")) for state in enabled[:1] for one in state["peers"].values())
+        raise BackupError(
+            f"Qdrant is a cluster of {len(peers)} peers ({uris}) and QDRANT_URL names {len(nodes)} of them: "
+            "a node's snapshots hold only its own shards, so name the REST address of every peer, separated by commas"
+        )
+    for node, peer in zip(nodes, own, strict=True):
+        node.name = peer
+
+
+def _snapshot_right(node: Node) -> str | None:
+    """Why snapshots may not be made, or None.
+
+    Asked for a collection that does not exist the server answers 404 to whoever may, and 403 to whoever may not
+    (measured with 1.18.3): the right is proven and nothing is made.
+    """
+    absent = f"agentmem-backup-probe-{secrets.token_hex(6)}"
+    try:
+        made = node.ask("POST", _path(absent) + "/snapshots", what="making snapshots")
+    except Answered as error:
+        return None if error.status == 404 else str(error)
+    node.delete_snapshot(absent, str(made["name"]))
+    return None
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.0f} MB"
+
+
+def _upload_name() -> str:
+    return f"agentmem-restore-{secrets.token_hex(8)}.snapshot"
+
+
+def _file_pieces(path: Path) -> Iterator[bytes]:
+    with guarded(lambda: path.open("rb"), f"reading {path}") as file:
+        while piece := guarded(lambda: file.read(PIECE), f"reading {path}"):
+            yield piece
+
+
+def _parse_inventory(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+        if found["format"] > 1:
+            raise BackupError(f"{where} was written by a newer agentmem-backup: install that version to read it")
+        if not all(isinstance(found[key], kind) for key, kind in (("collections", list), ("aliases", dict), ("server", dict))):
+            raise ValueError
+        for record in found["collections"]:
+            _ = (record["name"], record["config"], record["count_before"], record["count_after"], record["payload_schema"])
+            _ = [(one["node"], one["file"], one["size"], one["sha256"]) for one in record["snapshots"]]
+    except (ValueError, KeyError, TypeError):
+        raise VerificationError(f"{where} is damaged: its {INVENTORY} cannot be read") from None
+    inventory: dict[str, Any] = found
+    return inventory
+
+
+# -- the cut ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Made:
+    """A snapshot on a server, ours to fetch and to delete."""
+
+    node: Node
+    collection: str
+    name: str
+    size: int
+    checksum: str | None
+    sha256: str = ""
+    gone: bool = False
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "node": self.node.name,
+            "file": _file_name(self.node.name, self.collection),
+            "size": self.size,
+            "sha256": self.sha256,
+            "checksum_compared": self.checksum is not None,
+        }
+
+
+@dataclass
+class _Collection:
+    """One collection on its way into the file."""
+
+    name: str
+    info: dict[str, Any]
+    before: int = 0
+    after: int = 0
+    snapshots: list[_Made] = field(default_factory=list)
+    shards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    not_digested: str = ""
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "config": self.info["config"],
+            "payload_schema": _schema(self.info),
+            "count_before": self.before,
+            "count_after": self.after,
+            "snapshots": [one.record() for one in self.snapshots],
+        }
+
+
+class QdrantCut(Cut):
+    """Snapshots of all collections, lying on the servers until they are fetched."""
+
+    def __init__(self, component: QdrantComponent, nodes: list[Node], level: str):
+        self.component = component
+        self.nodes = nodes
+        self.level = level
+        self.collections: list[_Collection] = []
+        self.aliases: dict[str, str] = {}
+        self.warnings: list[str] = []
+        self.left_out: list[str] = []
+        self.moment = clock.now()
+        self._inventory: dict[str, Any] = {}
+        self._readings = _Readings(component)
+        self._undigested = points.unavailable() if level == CONTENT else None
+
+    def open(self, ready: Callable[[], None]) -> None:
+        """List, look, wait, and make the snapshots, several collections at once so that the cut is short."""
+        first = self.nodes[0]
+        everything = first.collections()
+        chosen = self.component.select(everything)
+        self.left_out = [name for name in everything if name not in chosen]
+        self.collections = [_Collection(name, first.info(name)) for name in chosen]
+        problems = [problem for one in self.collections if (problem := _problem(one.name, one.info))]
+        if problems:
+            raise BackupError("; ".join(problems))
+        ready()
+        self.moment = clock.now()
+        if self.collections:
+            _at_once(self._make, self.collections)
+        self.aliases = {alias: name for alias, name in sorted(first.aliases().items()) if name in chosen}
+
+    def _make(self, collection: _Collection) -> None:
+        """The snapshots of one collection, one node after the other, between two exact counts."""
+        first = self.nodes[0]
+        try:
+            collection.before = first.count(collection.name)
+            for node in self.nodes:
+                made = self.component.snapshot(node, collection.name)
+                size, checksum = int(made["size"]), made.get("checksum")
+                collection.snapshots.append(_Made(node, collection.name, str(made["name"]), size, checksum))
+            collection.after = first.count(collection.name)
+        except Answered as error:
+            raise self._explained(error, collection.name) from error
+
+    def _explained(self, error: Answered, collection: str) -> BackupError:
+        if error.status != 404:
+            return error
+        with contextlib.suppress(BackupError):
+            if collection not in self.nodes[0].collections():
+                return BackupError(
+                    f"collection {collection} was deleted while it was being dumped: run the backup again (a snapshot of it may "
+                    "remain in the server's snapshots folder)"
+                )
+        return error
+
+    def dump(self, out: Writer) -> None:
+        """Fetch every snapshot into the tar, delete the server's copy, and write the inventory last."""
+        for collection in self.collections:
+            for made in collection.snapshots:
+                try:
+                    self._fetch(collection, made, out)
+                except Answered as error:
+                    raise self._explained(error, collection.name) from error
+                self._delete(made)
+        self._readings.finish()
+        self._look_again()
+        self._inventory = {
+            "format": 1,
+            "server": {"name": "Qdrant", "version": self.nodes[0].version},
+            "nodes": [node.name for node in self.nodes],
+            "collections": [one.record() for one in self.collections],
+            "aliases": self.aliases,
+        }
+        content = json.dumps(self._inventory, indent=1, ensure_ascii=False, sort_keys=True).encode()
+        mtime = int(self.moment.timestamp())
+        out.write(tarball.header(INVENTORY, len(content), mtime=mtime))
+        out.write(content)
+        out.write(tarball.padding(len(content)) + tarball.TRAILER)
+
+    def _fetch(self, collection: _Collection, made: _Made, out: Writer) -> None:
+        what = f"the snapshot {made.name}"
+        mtime = int(self.moment.timestamp())
+        out.write(tarball.header(_file_name(made.node.name, collection.name), made.size, mtime=mtime))
+        digest = hashlib.sha256()
+
+        def pieces() -> Iterator[bytes]:
+            for piece in made.node.download(collection.name, made.name, made.size):
+                digest.update(piece)
+                out.write(piece)
+                yield piece
+
+        if self.level == CONTENT and self._undigested is None:
+            self._readings.start(collection, made.node.name, pieces(), what)
+        else:
+            for _ in pieces():
+                pass
+        out.write(tarball.padding(made.size))
+        made.sha256 = digest.hexdigest()
+        if made.checksum is None:
+            self.warnings.append(
+                f"the server gave no checksum for the snapshot of {collection.name} (S3): only its size was compared"
+            )
+        elif made.checksum != made.sha256:
+            raise BackupError(
+                f"the snapshot {made.name} arrived with SHA-256 {made.sha256} where {made.node.shown} said {made.checksum}: "
+                "it was changed on its way or overwritten; run the backup again"
+            )
+
+    def _delete(self, made: _Made) -> None:
+        try:
+            made.node.delete_snapshot(made.collection, made.name)
+            made.gone = True
+        except BackupError as error:
+            self.warnings.append(f"the snapshot {made.name} stays on the server, delete it by hand: {error}")
+
+    def _look_again(self) -> None:
+        """What came and went while we dumped."""
+        now = self.nodes[0].collections()
+        known = {*(one.name for one in self.collections), *self.left_out}
+        for name in now:
+            if name not in known:
+                self.warnings.append(f"collection {name} was created during the dump and is not in it")
+        for one in self.collections:
+            if one.name not in now:
+                self.warnings.append(f"collection {one.name} was deleted during the dump; the file holds it as it was at the cut")
+
+    def entry(self) -> dict[str, Any]:
+        """The inventory, the fingerprint, and what a restore needs."""
+        import httpx
+
+        major, minor = _version(self.nodes[0].version)
+        return {
+            "server": self._inventory["server"],
+            "tool": {"name": "httpx", "version": httpx.__version__},
+            "fingerprint": self._fingerprint(),
+            "method": "collection snapshots through the REST API" + (" of every peer" if len(self.nodes) > 1 else ""),
+            "requires": {"server": [f"{major}.{minor}", f"{major}.{minor + 1}"], "nodes": len(self.nodes)},
+            "warnings": self.warnings,
+            "filters": self._filters(),
+            "inventory": self._inventory,
+        }
+
+    def _filters(self) -> dict[str, Any]:
+        include, exclude = self.component.options.include_collections, self.component.options.exclude_collections
+        return {"include": include, "exclude": exclude, "left_out": self.left_out} if include or exclude else {}
+
+    def _fingerprint(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for one in self.collections:
+            found[one.name] = {"count_before": one.before, "count_after": one.after}
+            if self.level != CONTENT:
+                continue
+            if why := self._undigested or one.not_digested:
+                found[one.name]["not_digested"] = why
+            else:
+                total = points.Digest()
+                for shard in one.shards.values():
+                    total.join(shard["points"], shard["digest"])
+                found[one.name].update(points=total.points, digest=total.hex())
+        return {"level": self.level, "collections": found, "aliases": self.aliases}
+
+    def close(self) -> None:
+        """Delete every snapshot that still lies on a server, end the child, close the connections."""
+        self._readings.close()
+        for collection in self.collections:
+            for made in collection.snapshots:
+                if not made.gone:
+                    with contextlib.suppress(BackupError):
+                        made.node.delete_snapshot(made.collection, made.name)
+        close_all(self.nodes)
+
+
+def _at_once(work: Callable[[_Collection], None], collections: list[_Collection]) -> None:
+    """Run `work` on all collections, some at a time; the first error is raised once all have ended."""
+    with concurrent.futures.ThreadPoolExecutor(_COLLECTIONS_AT_ONCE, thread_name_prefix="qdrant-cut") as pool:
+        futures = [pool.submit(work, one) for one in collections]
+        _, waiting = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
+        for future in waiting:
+            future.cancel()
+    for future in futures:
+        if not future.cancelled():
+            future.result()
+
+
+class _Readings:
+    """Opens one snapshot after the other in a child process while the next one is being fetched."""
+
+    def __init__(self, component: QdrantComponent):
+        self._component = component
+        self._number = 0
+        self._running: tuple[_Collection, str, points.Reading] | None = None
+
+    def start(self, collection: _Collection, node: str, pieces: Iterator[bytes], what: str) -> None:
+        """Read `pieces` to their end, and let a child digest what they hold."""
+        folder = self._component.context.workdir / f"qdrant-points-{self._number}"
+        self._number += 1
+        try:
+            points.repack(pieces, folder, what)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self.finish()
+        self._running = (collection, node, points.Reading(folder, skip=list(collection.shards)))
+
+    def finish(self) -> None:
+        """Wait for the child. Where it fails the content is not compared, and the entry says why."""
+        if self._running is None:
+            return
+        collection, _, reading = self._running
+        try:
+            collection.shards.update(reading.result())
+        except Cancelled:
+            raise
+        except BackupError as error:
+            collection.not_digested = str(error)
+            self._component.reporter.warn(f"the points of {collection.name} are not fingerprinted: {error}")
+        finally:
+            reading.close()
+            self._running = None
+
+    def close(self) -> None:
+        """End what runs."""
+        if self._running is not None:
+            self._running[2].close()
+            self._running = None
+
+
+# -- the file ---------------------------------------------------------------------------------------------------------
+
+
+class _Walk:
+    """A walk through the file: outer tar, and each snapshot's own tar inside, while digests are taken."""
+
+    def __init__(self, source: Source):
+        self.source = source
+        self.entry = source.entry
+        self.count = 0
+        self.seen: dict[str, tuple[int, str]] = {}
+        self.inner_faults: list[str] = []
+        self.faults: list[str] = []
+        self.inside: dict[str, Any] | None = None
+        self.last = ""
+
+    def run(self, pieces: Iterator[bytes]) -> None:
+        tar = tarball.Tar(pieces, str(self.source.path))
+        for member in tar:
+            self.count += 1
+            self.last = member.name
+            if member.name in self.seen:
+                self.faults.append(f"Qdrant backup holds {member.name!r} twice")
+            if member.name == INVENTORY and member.kind == "file":
+                content = tar.read(_INVENTORY_LIMIT)
+                self.seen[member.name] = (len(content), hashlib.sha256(content).hexdigest())
+                self.inside = _parse_inventory(content, str(self.source.path))
+            elif member.kind == "file":
+                self._content(tar, member)
+            else:
+                self.seen[member.name] = (0, member.kind)
+
+    def _content(self, tar: tarball.Tar, member: tarball.Member) -> None:
+        digest = hashlib.sha256()
+
+        def through() -> Iterator[bytes]:
+            for piece in tar.content():
+                digest.update(piece)
+                yield piece  # type: ignore[misc]
+
+        stream = through()
+        if member.name.endswith(".snapshot"):
+            try:
+                for _ in tarball.Tar(stream, f"the snapshot {member.name}"):
+                    pass
+            except VerificationError as error:
+                self.inner_faults.append(str(error))
+        for _ in stream:
+            pass
+        self.seen[member.name] = (member.size, digest.hexdigest())
+
+    def examination(self) -> Examination:
+        faults = list(self.faults)
+        told = (self.entry or {}).get("inventory")
+        if self.inside is None:
+            if told is not None:
+                faults.append(f"Qdrant backup has no {INVENTORY}, and the manifest says that it must: {self.source.path}")
+        else:
+            faults += self.inner_faults
+            if self.last != INVENTORY:
+                faults.append(f"Qdrant backup holds {self.last!r} after its {INVENTORY}")
+            faults += self._against(self.inside)
+            if told is not None and told != self.inside:
+                faults.append(f"Qdrant backup's {INVENTORY} differs from the manifest: the file belongs to another set")
+        facts = {"files": self.count, "legacy": self.inside is None}
+        return Examination(f"Qdrant backup tar integrity OK ({self.count} files)", faults, facts)
+
+    def _against(self, inventory: dict[str, Any]) -> Iterator[str]:
+        wanted = {one["file"]: one for record in inventory["collections"] for one in record["snapshots"]}
+        for name in sorted({*wanted, *self.seen} - {INVENTORY}):
+            if name not in self.seen:
+                yield f"Qdrant backup lacks {name!r}, which its {INVENTORY} names"
+            elif name not in wanted:
+                yield f"Qdrant backup holds {name!r}, which its {INVENTORY} does not name"
+            elif self.seen[name] != (wanted[name]["size"], wanted[name]["sha256"]):
+                yield f"Qdrant backup's {name!r} is not what was backed up: size or SHA-256 differ"
+
+
+class _Extraction:
+    """One collection taken out of a file."""
+
+    def __init__(self, component: QdrantComponent, source: Source, what: str, target: Path):
+        self.component = component
+        self.source = source
+        self.target = target
+        inventory = component.inventory(source)
+        names = {record["name"]: record for record in inventory["collections"]}
+        name = inventory["aliases"].get(what, what)
+        if name not in names:
+            raise BackupError(f"there is no collection {what!r} in {source.path}: it holds {', '.join(sorted(names)) or 'none'}")
+        self.record = names[name]
+
+    def run(self, form: str) -> str:
+        if form not in ("snapshot", "jsonl"):
+            raise BackupError(f"a collection can be extracted as snapshot or jsonl, not as {form}")
+        if form == "jsonl" and (why := points.unavailable()):
+            raise BackupError(f"the points cannot be read: {why}")
+        made: list[Path] = []
+        try:
+            return self._snapshots(made) if form == "snapshot" else self._lines(made)
+        except BaseException:
+            for path in made:
+                path.unlink(missing_ok=True)
+            raise
+
+    def _members(self) -> Iterator[tuple[dict[str, Any], Iterator[bytes]]]:
+        for one, _, pieces in _snapshots_of(self.source, {one["file"]: (self.record, one) for one in self.record["snapshots"]}):
+            yield one, pieces
+
+    def _snapshots(self, made: list[Path]) -> str:
+        several = len(self.record["snapshots"]) > 1
+        for one, pieces in self._members():
+            path = self.target.with_name(f"{self.target.name}.{one['node']}") if several else self.target
+            made.append(path)
+            _write_file(path, pieces)
+        return f"collection {self.record['name']}: snapshot written to {', '.join(map(str, made))}"
+
+    def _lines(self, made: list[Path]) -> str:
+        made.append(self.target)
+        _write_file(self.target, iter(()))
+        shards: dict[str, dict[str, Any]] = {}
+        for number, (one, pieces) in enumerate(self._members()):
+            folder = self.component.context.workdir / f"qdrant-extract-{number}"
+            try:
+                points.repack(pieces, folder, f"the snapshot {one['file']}")
+                reading = points.Reading(folder, lines=self.target, skip=list(shards))
+                try:
+                    shards.update(reading.result())
+                finally:
+                    reading.close()
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+        total = sum(shard["points"] for shard in shards.values())
+        return f"collection {self.record['name']}: {total} points written to {self.target}, one a line"
+
+
+def _write_file(path: Path, pieces: Iterator[bytes]) -> None:
+    def opened(name: str, flags: int) -> int:
+        return os.open(name, flags, 0o600)
+
+    with guarded(lambda: open(path, "xb", opener=opened), f"writing {path}") as file:
+        for piece in pieces:
+            guarded(functools.partial(file.write, piece), f"writing {path}")
+        guarded(file.flush, f"writing {path}")
+        guarded(functools.partial(os.fsync, file.fileno()), f"writing {path}")
+
+
+Wanted = dict[str, tuple[Any, dict[str, Any]]]
+
+
+def _snapshots_of(source: Source, wanted: Wanted) -> Iterator[tuple[dict[str, Any], Any, Iterator[bytes]]]:
+    """For each wanted member of the file: its snapshot's record, what it is wanted for, and its bytes.
+
+    The bytes end with VerificationError where their digest is not the recorded one. What is not read is passed over.
+    Raises VerificationError where a member is not there.
+    """
+    left = dict(wanted)
+    tar = tarball.Tar(source.pieces(), str(source.path))
+    for member in tar:
+        if member.name not in left:
+            continue
+        owner, record = left.pop(member.name)
+        yield record, owner, _checked(tar, record)
+        if not left:
+            return
+    if left:
+        raise VerificationError(f"{source.path} lacks {', '.join(left)}")
+
+
+def _checked(tar: tarball.Tar, record: dict[str, Any]) -> Iterator[bytes]:
+    digest = hashlib.sha256()
+    for piece in tar.content():
+        digest.update(piece)
+        yield bytes(piece)
+    if digest.hexdigest() != record["sha256"]:
+        raise VerificationError(f"{record['file']} is not what was backed up: its SHA-256 differs")
+
+
+# -- the restore ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Target:
+    """One collection of the file and what becomes of it on the server."""
+
+    record: dict[str, Any]
+    name: str
+    live: dict[str, Any] | None
+    """What the server says of the collection of that name; None where there is none."""
+    broken: str = ""
+    """Why the live collection does not answer; then there is nothing to save."""
+    safety: list[tuple[Node, dict[str, Any]]] = field(default_factory=list)
+    safety_count: int | None = None
+    touched: bool = False
+    restored: bool = False
+
+    @property
+    def there(self) -> bool:
+        return self.live is not None or bool(self.broken)
+
+
+class QdrantRestoration(Restoration):
+    """Absent collections are uploaded in `prepare`; those that are there are saved in `prepare` and replaced in `commit`."""
+
+    def __init__(self, component: QdrantComponent, source: Source, options: RestoreOptions):
+        self.component = component
+        self.source = source
+        self.options = options
+        self.inventory = component.inventory(source)
+        self.nodes = component.connect()
+        self.by_name: dict[str, Node] = {}
+        self.targets: list[_Target] = []
+        self.previous = Path(component.settings.backup_dir) / ".state" / "previous" / f"qdrant_{clock.set_id(clock.now())}"
+        self.aliases_before: dict[str, str] | None = None
+        self._leftovers: list[tuple[Node, str, str]] = []
+        try:
+            self._look()
+        except BaseException:
+            self.disconnect()
+            raise
+
+    def disconnect(self) -> None:
+        """Close the connections."""
+        close_all(self.nodes)
+
+    def _look(self) -> None:
+        """Pair each chosen collection of the file with what the server has under its new name."""
+        self._assign_nodes()
+        first = self.nodes[0]
+        present = first.collections()
+        for record in self.inventory["collections"]:
+            if self.options.only_collections and record["name"] not in self._only():
+                continue
+            target = _Target(record, self.options.collection_prefix + record["name"], None)
+            if target.name in present:
+                try:
+                    target.live = first.info(target.name)
+                except Answered as error:
+                    target.broken = str(error)
+            self.targets.append(target)
+
+    def _only(self) -> set[str]:
+        """The chosen collections: named by themselves or by an alias that the file records."""
+        return {self.inventory["aliases"].get(name, name) for name in self.options.only_collections}
+
+    def _assign_nodes(self) -> None:
+        """Each node's snapshots go to the node that they came from, never to another (it would get dead replicas)."""
+        names = list(self.inventory.get("nodes") or [""])
+        mine = {node.name: node for node in self.nodes}
+        if set(names) == set(mine):
+            self.by_name = mine
+        elif len(names) == len(self.nodes):
+            self.by_name = dict(zip(names, self.nodes, strict=True))
+
+    # What the plan says
+
+    def plan(self, plan: RestorePlan) -> None:
+        """Fill in lines, problems and warnings."""
+        plan.problems += self._topology_problems() + self._version_problems() + self._name_problems()
+        for target in self.targets:
+            self._plan_target(target, plan)
+        touched = {target.name for target in self.targets}
+        for name in self.nodes[0].collections():
+            if name not in touched:
+                plan.lines.append(f"collection {name} is not restored and stays as it is")
+        for alias, collection in self._aliases().items():
+            plan.lines.append(f"alias {alias} will point to {collection}")
+        for alias in self._foreign_aliases():
+            plan.lines.append(f"alias {alias} is not in the backup and will be removed")
+        plan.warnings += self._space_warnings()
+
+    def _plan_target(self, target: _Target, plan: RestorePlan) -> None:
+        what = f"collection {target.name}"
+        expected = f"{_expected(self._fingerprint(target))} points"
+        if not target.there:
+            plan.lines.append(f"{what} will be created with {expected}")
+        elif target.broken:
+            plan.lines.append(f"{what} is broken and will be replaced by {expected}")
+            plan.warnings.append(f"{what} does not answer, so no safety copy of it can be made ({target.broken})")
+        elif target.live is not None:
+            old, new = _shape(target.live["config"]), _shape(target.record["config"])
+            if old != new:
+                plan.problems.append(
+                    f"{what} has other vectors on {self.nodes[0].shown} ({old}) than in the backup ({new}), "
+                    "and Qdrant would refuse it: delete or rename it first, or restore beside it with a collection prefix"
+                )
+            now = target.live.get("points_count") or 0
+            plan.lines.append(
+                f"{what} ({now} points now) will be overwritten with {expected}; a copy of it is saved in {self.previous} first"
+            )
+
+    def _topology_problems(self) -> list[str]:
+        names = list(self.inventory.get("nodes") or [""])
+        if {node.name for node in self.nodes} == set(names):
+            return []
+        if len(names) != len(self.nodes):
+            return [
+                f"the backup was made of {len(names)} node(s) and QDRANT_URL names {len(self.nodes)}: each node's snapshots hold "
+                "its own shards, so restore to as many nodes"
+            ]
+        if "topology" in self.options.accept:
+            return []
+        return [
+            f"the backup was made of the peers {', '.join(names)} and the target's are "
+            f"{', '.join(node.name or 'a single server' for node in self.nodes)}: their shards may lie on "
+            "other nodes (accept 'topology' to restore in the order of QDRANT_URL)"
+        ]
+
+    def _version_problems(self) -> list[str]:
+        made, target = str(self.inventory["server"].get("version", "")), self.nodes[0].version
+        old, new = _version(made), _version(target)
+        if "version" in self.options.accept or (new[0] == old[0] and old[1] <= new[1] <= old[1] + 1):
+            return []
+        return [
+            f"the backup was made by Qdrant {made} and the target is {target}: snapshots fit the same "
+            f"or the next minor version only (restore to {old[0]}.{old[1]} or {old[0]}.{old[1] + 1}, or accept 'version')"
+        ]
+
+    def _name_problems(self) -> list[str]:
+        first = self.nodes[0]
+        problems = []
+        if self.options.only_collections:
+            known = {record["name"] for record in self.inventory["collections"]}
+            if unknown := sorted(self._only() - known):
+                problems.append(
+                    f"there is no collection {', '.join(unknown)} in the backup: it holds {', '.join(sorted(known)) or 'none'}"
+                )
+        aliases, present = first.aliases(), set(first.collections())
+        for target in self.targets:
+            if target.name in aliases:
+                problems.append(
+                    f"the target has an alias {target.name} (for {aliases[target.name]}) where a collection of that name "
+                    "is to be restored: delete the alias first, or restore with a collection prefix"
+                )
+        problems += [
+            f"the target has a collection {alias} where an alias of that name is to be restored: "
+            "delete or rename it first, or restore with a collection prefix"
+            for alias in self._aliases()
+            if alias in present
+        ]
+        return problems
+
+    def _space_warnings(self) -> list[str]:
+        data_dir = self.component.options.data_dir
+        if not data_dir or not Path(data_dir).is_dir():
+            return []
+        largest = max((one["size"] for target in self.targets for one in target.record["snapshots"]), default=0)
+        free = shutil.disk_usage(data_dir).free
+        if free >= 3 * largest:
+            return []
+        return [
+            f"restoring needs about {_mb(3 * largest)} beside Qdrant's data (three times the largest snapshot) and {_mb(free)} "
+            f"are free in {data_dir}"
+        ]
+
+    def _aliases(self) -> dict[str, str]:
+        """Alias → collection as it shall be, for the chosen collections."""
+        prefix, chosen = self.options.collection_prefix, {target.record["name"] for target in self.targets}
+        return {prefix + alias: prefix + name for alias, name in self.inventory["aliases"].items() if name in chosen}
+
+    def _foreign_aliases(self) -> list[str]:
+        """Aliases of restored collections that the backup does not have."""
+        mine, wanted = {target.name for target in self.targets}, self._aliases()
+        return sorted(alias for alias, name in self.nodes[0].aliases().items() if name in mine and alias not in wanted)
+
+    # The restore itself
+
+    def prepare(self) -> None:
+        """Save what will be overwritten to our disk, and upload what is not there yet."""
+        plan = RestorePlan()
+        self.plan(plan)
+        if plan.problems:
+            raise BackupError("; ".join(plan.problems))
+        for target in self.targets:
+            if target.live is not None:
+                self._save(target)
+        self._upload([target for target in self.targets if not target.there])
+
+    def _save(self, target: _Target) -> None:
+        """A snapshot of the live collection, fetched, compared and durable, before anything may be uploaded over it."""
+        guarded(lambda: self.previous.mkdir(mode=0o700, parents=True, exist_ok=True), f"making {self.previous}")
+        target.safety_count = self.nodes[0].count(target.name)
+        for node in self.nodes:
+            made = self.component.snapshot(node, target.name)
+            try:
+                path = self.previous / _file_name(node.name, target.name)
+                guarded(functools.partial(path.parent.mkdir, mode=0o700, exist_ok=True), f"making {path.parent}")
+                digest = hashlib.sha256()
+
+                def pieces(node: Node = node, made: dict[str, Any] = made, digest: Any = digest) -> Iterator[bytes]:
+                    for piece in node.download(target.name, made["name"], int(made["size"])):
+                        if stopping():
+                            raise Cancelled("the run is being stopped")
+                        digest.update(piece)
+                        yield piece
+
+                _write_file(path, pieces())
+                if made.get("checksum") not in (None, digest.hexdigest()):
+                    raise BackupError(f"the safety copy {path} of {target.name} is not what the server sent: nothing was touched")
+                safety = {"path": str(path), "size": int(made["size"]), "sha256": digest.hexdigest()}
+                target.safety.append((node, safety))
+            finally:
+                with contextlib.suppress(BackupError):
+                    node.delete_snapshot(target.name, made["name"])
+        self.component.reporter.step(f"qdrant: collection {target.name} saved in {self.previous}")
+
+    def _upload(self, targets: list[_Target]) -> None:
+        """Upload the snapshots of `targets` straight out of the file, in the order in which they lie there."""
+        wanted: Wanted = {one["file"]: (target, one) for target in targets for one in target.record["snapshots"]}
+        if not wanted:
+            return
+        left = {target.name: len(target.record["snapshots"]) for target in targets}
+        for record, target, pieces in _snapshots_of(self.source, wanted):
+            self._upload_one(target, self.by_name[record["node"]], record, pieces)
+            left[target.name] -= 1
+            if not left[target.name]:
+                self._finish(target)
+
+    def _upload_one(self, target: _Target, node: Node, record: dict[str, Any], pieces: Iterator[bytes]) -> None:
+        name = _upload_name()
+        safety = next((one for where, one in target.safety if where is node), None)
+        created = not target.there
+        note = {"url": node.url, "collection": target.name, "name": name, "safety": safety, "created": created}
+        self.component.note(_UPLOADING, **note)
+        self._leftovers.append((node, target.name, name))
+        target.touched = True
+        node.upload(target.name, name, pieces, int(record["size"]), str(record["sha256"]))
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Delete uploaded files; what cannot be deleted now is tried again in `close`."""
+        for leftover in list(self._leftovers):
+            with contextlib.suppress(BackupError):
+                self.component.forget_upload(*leftover)
+                self._leftovers.remove(leftover)
+
+    def _finish(self, target: _Target) -> None:
+        """Wait until the collection answers, and make the payload indexes that did not come back (older servers)."""
+        info = self._settled(target.name)
+        present = _schema(info)
+        for name, described in target.record["payload_schema"].items():
+            if name not in present:
+                schema = (
+                    {**described.get("params", {}), "type": described["data_type"]}
+                    if described.get("params")
+                    else described["data_type"]
+                )
+                self.nodes[0].create_index(target.name, name, schema)
+        target.restored = True
+
+    def _settled(self, name: str) -> dict[str, Any]:
+        """The collection's info once it is green, or answers and only goes on optimizing. Raises BackupError."""
+        begun = time.monotonic()
+        while True:
+            trouble = ""
+            try:
+                info = self.nodes[0].info(name)
+                waited = time.monotonic() - begun
+                if info["status"] == "green" or (info["status"] in ("yellow", "grey") and waited > _SETTLE_S):
+                    return info
+                trouble = _problem(name, info) or ""
+            except Answered as error:
+                trouble = str(error)
+            if stopping():
+                raise Cancelled("the run is being stopped")
+            if trouble and time.monotonic() - begun > _READY_S:
+                raise BackupError(f"collection {name} does not become ready after its upload: {trouble}")
+            time.sleep(0.05)
+
+    def check(self) -> Comparison:
+        """The collections that were uploaded beside; those that are overwritten in the switch cannot be looked at yet."""
+        found = Comparison()
+        for target in self.targets:
+            if target.restored:
+                self._compare_count(target, found)
+            else:
+                found.not_compared.append(f"collection {target.name}: it is overwritten in the switch, and compared afterwards")
+        return found
+
+    def commit(self) -> None:
+        """Upload over what is there, aliases last."""
+        self._upload([target for target in self.targets if target.there])
+        self._put_aliases()
+
+    def _put_aliases(self) -> None:
+        """Aliases of the restored collections exactly as recorded, in one request."""
+        first = self.nodes[0]
+        now, wanted = first.aliases(), self._aliases()
+        actions: list[dict[str, Any]] = [{"delete_alias": {"alias_name": alias}} for alias in self._foreign_aliases()]
+        for alias, name in wanted.items():
+            if now.get(alias) != name:
+                if alias in now:
+                    actions.append({"delete_alias": {"alias_name": alias}})
+                actions.append({"create_alias": {"alias_name": alias, "collection_name": name}})
+        self.aliases_before = now
+        first.change_aliases(actions)
+
+    def complete(self) -> None:
+        """Nothing is held open."""
+
+    def compare(self) -> Comparison:
+        """Points, payload schema, vectors' shape and aliases of the live server against what was recorded."""
+        found = Comparison()
+        for target in self.targets:
+            try:
+                self._compare_target(target, found)
+            except Answered as error:
+                found.compared += 1
+                found.differences.append(f"collection {target.name} does not answer: {error}")
+        first = self.nodes[0]
+        now, mine = first.aliases(), {target.name for target in self.targets}
+        wanted = self._aliases()
+        found.compared += 1 + len(wanted)
+        for alias in sorted({*wanted, *(alias for alias, name in now.items() if name in mine)}):
+            if now.get(alias) != wanted.get(alias):
+                found.differences.append(f"alias {alias} points to {now.get(alias)} where the backup says {wanted.get(alias)}")
+        return found
+
+    def _compare_target(self, target: _Target, found: Comparison) -> None:
+        self._compare_count(target, found)
+        info = self.nodes[0].info(target.name)
+        found.compared += 2
+        old, new = _shape(target.record["config"]), _shape(info["config"])
+        if old != new:
+            found.differences.append(f"collection {target.name} has the vectors {new} where the backup has {old}")
+        if _schema(info) != target.record["payload_schema"]:
+            found.differences.append(
+                f"collection {target.name} has the payload indexes {_named(_schema(info))} where the backup has "
+                f"{_named(target.record['payload_schema'])}"
+            )
+        self._compare_content(target, found)
+
+    def _fingerprint(self, target: _Target) -> dict[str, Any]:
+        told = _digests((self.source.entry or {}).get("fingerprint")).get(target.record["name"], {})
+        return {**target.record, **told}
+
+    def _compare_count(self, target: _Target, found: Comparison) -> None:
+        count, wanted = self.nodes[0].count(target.name), self._fingerprint(target)
+        found.compared += 1
+        if not _holds(wanted, count):
+            found.differences.append(f"collection {target.name} has {count} points where the backup has {_expected(wanted)}")
+
+    def _compare_content(self, target: _Target, found: Comparison) -> None:
+        wanted = self._fingerprint(target)
+        if "not_digested" in wanted:
+            found.not_compared.append(f"the content of collection {target.name}: {wanted['not_digested']}")
+        if "digest" not in wanted:
+            return
+        total = points.Digest()
+        for point in self.nodes[0].points(target.name, _numbers(target.record["config"])):
+            total.add(point["id"], point.get("payload"), point.get("vector"))
+        found.compared += 1
+        if total.hex() != wanted["digest"]:
+            found.differences.append(f"collection {target.name}: the content of its points differs from the backup")
+
+    def abort(self) -> None:
+        """Upload the safety copies back, delete what was created, put the old aliases back. Raises BackupError for what stays."""
+        self._sweep()
+        troubles = []
+        for target in reversed(self.targets):
+            if target.touched:
+                try:
+                    self._undo(target)
+                except BackupError as error:
+                    troubles.append(f"collection {target.name}: {error}{_kept(target)}")
+        if self.aliases_before is not None:
+            try:
+                self._old_aliases(self.aliases_before)
+            except BackupError as error:
+                troubles.append(f"aliases: {error}")
+        if troubles:
+            raise BackupError("; ".join(troubles))
+
+    def _undo(self, target: _Target) -> None:
+        first = self.nodes[0]
+        if not target.there:
+            if target.name in first.collections():
+                first.delete_collection(target.name)
+        elif not target.safety:
+            raise BackupError("it was broken before, so there is no safety copy to go back to")
+        else:
+            for node, safety in target.safety:
+                self.component.upload_file(node, target.name, safety)
+            self._settled(target.name)
+            count = first.count(target.name)
+            if target.safety_count is not None and count < target.safety_count:
+                raise BackupError(f"after going back it has {count} points of {target.safety_count}")
+        target.touched = target.restored = False
+
+    def _old_aliases(self, before: dict[str, str]) -> None:
+        now = self.nodes[0].aliases()
+        mine = {target.name for target in self.targets}
+        actions: list[dict[str, Any]] = []
+        for alias in {*now, *before}:
+            if now.get(alias) != before.get(alias) and {now.get(alias), before.get(alias)} & mine:
+                if alias in now:
+                    actions.append({"delete_alias": {"alias_name": alias}})
+                if alias in before:
+                    actions.append({"create_alias": {"alias_name": alias, "collection_name": before[alias]}})
+        self.nodes[0].change_aliases(actions)
+
+    def state(self) -> str:
+        """What is live now."""
+        new = [target.name for target in self.targets if target.restored]
+        unsure = [target.name for target in self.targets if target.touched and not target.restored]
+        old = [target.name for target in self.targets if not target.touched]
+        said = [f"restored: {', '.join(new)}"] if new else []
+        said += [f"begun and not finished: {', '.join(unsure)}"] if unsure else []
+        said += [f"as before: {', '.join(old)}"] if old else []
+        saved = any(target.safety for target in self.targets)
+        kept = f"; what collections held before lies in {self.previous}" if saved else ""
+        return f"Qdrant collections {'; '.join(said) or 'none'}{kept}"
+
+    def close(self) -> None:
+        """Delete uploaded files that are still there; the old data stays in `.state/previous`."""
+        self._sweep()
+        left, self._leftovers = self._leftovers, []
+        self.disconnect()
+        if left:
+            said = ", ".join(f"{name} of {collection}" for _, collection, name in left)
+            raise BackupError(f"uploaded files stay in Qdrant's snapshots folder: {said}; delete them by hand")
+
+
+def _kept(target: _Target) -> str:
+    return f" (what it held before lies in {', '.join(safety['path'] for _, safety in target.safety)})" if target.safety else ""
+
+
+def _named(schema: dict[str, Any]) -> str:
+    return ", ".join(f"{name} ({one.get('data_type')})" for name, one in sorted(schema.items())) or "none"
+
+
+def _version(text: str) -> tuple[int, int]:
+    """Major and minor of a version."""
+    numbers = re.findall(r"\d+", text)
+    return (int(numbers[0]), int(numbers[1])) if len(numbers) > 1 else (0, 0)
