@@ -1,0 +1,1739 @@
+# Copyright: (c) 2026, The agentmem.backup maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PostgreSQL: dumped by its own pg_dump inside a snapshot that we hold, restored into a new database that is then renamed.
+
+Backing up: list the tables, lock them all, export the snapshot, list again; then pg_dump and our own queries see the very
+same data. Without the locks a TRUNCATE between export and dump gives an empty table that looks equal. Every lock has a
+timeout, and whoever loses lets go of everything: a queued ALTER TABLE must not stop the application for the length of a dump.
+
+Restoring: into `<name>__restore_<time>` beside the live database, compared there; then one transaction renames the live
+one to `<name>__before_<time>` and the new one into its place. It stays open until all other stores have switched.
+
+Read from top to bottom: connections, programs, what is in a database, fingerprints, the cut, the restore, the component.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import fnmatch
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from .. import clock, process
+from ..errors import BackupError, Cancelled, ToolError, UsageError, VerificationError, one_line
+from ..formats import pgarchive
+from ..formats.pgarchive import Archive
+from ..pipeline import PIECE, Writer
+from ..settings import PostgresqlSettings
+from .base import (
+    CONTENT,
+    COUNTS,
+    Comparison,
+    Component,
+    Context,
+    Cut,
+    Examination,
+    Probe,
+    Restoration,
+    RestoreOptions,
+    RestorePlan,
+    Source,
+)
+
+if TYPE_CHECKING:
+    import psycopg
+
+    Connection = psycopg.Connection[Any]
+
+OLDEST_SERVER = 13
+_PACKAGE = "postgresql-client"
+_NAME_BYTES = 63  # NAMEDATALEN - 1: PostgreSQL cuts longer names without a word
+
+# ------------------------------------------------------------------------------------------------- names and statements
+
+
+def identifier(*names: str) -> str:
+    """Names as SQL writes them, quoted and joined by dots."""
+    return ".".join('"' + name.replace('"', '""') + '"' for name in names)
+
+
+def literal(text: str) -> str:
+    """A text as SQL writes it (standard_conforming_strings is on in all our sessions)."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def statement(template: str, *parts: str) -> bytes:
+    """A statement with identifiers and literals, already quoted, in its {} places."""
+    return template.format(*parts).encode()
+
+
+def table_key(schema: str, name: str) -> str:
+    """How a manifest names a table: schema.name, each part in quotes where SQL needs them. The same for every server."""
+    return ".".join(part if re.fullmatch(r"[a-z_][a-z0-9_]*", part) else identifier(part) for part in (schema, name))
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Names in a sentence, the first few of them."""
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def beside(name: str, purpose: str, moment: str) -> str:
+    """The name of a database beside `name`: agentmem__before_20250103_120000, cut to what PostgreSQL allows."""
+    suffix = f"__{purpose}_{moment}"
+    room = _NAME_BYTES - len(suffix)
+    return name.encode()[:room].decode(errors="ignore") + suffix
+
+
+_OURS = re.compile(r"__(?:restore|scratch)_\d{8}_\d{6}(?:_\d+)?$")
+
+# ------------------------------------------------------------------------------------------------------- connections
+
+# What decides how values are written as text; the same on both sides of a comparison.
+_SESSION = """
+SET client_encoding = 'UTF8'; SET standard_conforming_strings = on; SET search_path = ''; SET row_security = off;
+SET TimeZone = 'UTC'; SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET bytea_output = 'hex';
+SET extra_float_digits = 3; SET lc_monetary = 'C'; SET lc_numeric = 'C'; SET xmlbinary = 'base64'; SET xmloption = 'content';
+SET array_nulls = on; SET quote_all_identifiers = off; SET default_transaction_read_only = off; SET jit = off;
+SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET client_min_messages = warning;
+"""
+_SESSION_SINCE = {14: "SET idle_session_timeout = 0;", 17: "SET transaction_timeout = 0;"}
+
+_REFUSALS = (
+    ("password authentication failed", "refuses the password of role {user}: set DB_PASSWORD (or PGPASSFILE)"),
+    ("no password supplied", "wants a password for role {user}: set DB_PASSWORD (or PGPASSFILE)"),
+    ("fe_sendauth", "wants a password for role {user}: set DB_PASSWORD (or PGPASSFILE)"),
+    ("does not exist", "refuses the connection ({said}): check DB_NAME and DB_USER"),
+    ("is not permitted to log in", "does not let role {user} log in: ALTER ROLE … LOGIN, or set DB_USER"),
+    ("no pg_hba.conf entry", "does not accept role {user} from this host: allow it in pg_hba.conf ({said})"),
+    ("permission denied for database", "does not let role {user} into the database: GRANT CONNECT ON DATABASE … TO it"),
+    ("Connection refused", "does not answer: start it, or check DB_HOST and DB_PORT"),
+    ("No such file or directory", "does not answer: start it, or check DB_HOST and DB_PORT"),
+    ("timeout", "does not answer in time: check DB_HOST, DB_PORT and the network"),
+    ("could not translate host name", "cannot be found under that name: check DB_HOST"),
+    ("failed to resolve host", "cannot be found under that name: check DB_HOST"),
+    ("Name or service not known", "cannot be found under that name: check DB_HOST"),
+    ("SSL", "and we do not agree on TLS ({said}): check DB_SSLMODE and DB_SSLROOTCERT"),
+    ("certificate", "shows a certificate that is not trusted ({said}): check DB_SSLROOTCERT"),
+    ("too many", "has no connection left for us ({said}): raise max_connections or the role's limit"),
+    ("starting up", "is still starting: try again in a moment"),
+)
+
+
+class Access:
+    """How to reach the server. What the settings leave empty is libpq's matter (PGPASSFILE, PGSERVICE)."""
+
+    def __init__(self, settings: PostgresqlSettings):
+        self._settings = settings
+        by_service = bool(os.environ.get("PGSERVICE"))
+        defaults = PostgresqlSettings()
+
+        def chosen(name: str) -> str:
+            value = getattr(settings, name)
+            return "" if by_service and value == getattr(defaults, name) else str(value)
+
+        self._parts = {
+            "host": chosen("host"),
+            "port": chosen("port"),
+            "user": chosen("user"),
+            "dbname": chosen("database"),
+            "password": settings.password,
+            "sslmode": settings.sslmode,
+            "sslrootcert": settings.sslrootcert,
+        }
+
+    @property
+    def where(self) -> str:
+        """The server, for a sentence."""
+        if not self._parts["host"]:
+            return f"of service {os.environ.get('PGSERVICE')}"
+        return f"at {self._parts['host']}:{self._parts['port'] or 5432}"
+
+    def parameters(self, database: str = "") -> dict[str, Any]:
+        """Keywords for psycopg.connect; `database` overrides the settings' own."""
+        parts = {**self._parts, **({"dbname": database} if database else {})}
+        return {name: value for name, value in parts.items() if value}
+
+    def environment(self, database: str = "") -> dict[str, str]:
+        """libpq's variables for a program of PostgreSQL: secrets go this way and never in argv."""
+        names = {"dbname": "PGDATABASE"}
+        variables = {names.get(name, f"PG{name.upper()}"): value for name, value in self.parameters(database).items()}
+        return {**variables, "PGAPPNAME": "agentmem-backup", "PGCONNECT_TIMEOUT": "15"}
+
+    def connect(self, database: str = "") -> Connection:
+        """A connection in autocommit with everything set that decides how values look. Raises BackupError."""
+        import psycopg
+
+        try:
+            connection = psycopg.connect(
+                **self.parameters(database),
+                autocommit=True,
+                connect_timeout=15,
+                application_name="agentmem-backup",
+                client_encoding="UTF8",
+                prepare_threshold=None,
+            )
+        except (psycopg.Error, UnicodeError, ValueError) as error:
+            raise BackupError(self._refusal(str(error))) from None
+        with self.answered("preparing the session"):
+            connection.execute(_SESSION.encode())
+            for major, more in _SESSION_SINCE.items():
+                if connection.info.server_version // 10000 >= major:
+                    connection.execute(more.encode())
+        return connection
+
+    def _refusal(self, said: str) -> str:
+        lines = [line for line in said.splitlines() if line.strip()] or ["it refuses the connection"]
+        short = one_line(re.sub(r"^.*?(?:FATAL|failed):\s*", "", lines[-1]), 200)
+        for sign, sentence in _REFUSALS:
+            if sign.lower() in said.lower():
+                return f"PostgreSQL {self.where} " + sentence.format(user=self._parts["user"] or "in use", said=short)
+        return f"PostgreSQL {self.where} refuses the connection: {one_line(said)}"
+
+    @contextlib.contextmanager
+    def answered(self, doing: str) -> Iterator[None]:
+        """Turns what the server says against a statement into a BackupError that says what was being done."""
+        import psycopg
+
+        try:
+            yield
+        except psycopg.Error as error:
+            raise BackupError(f"PostgreSQL {self.where}: {doing} failed: {said(error)}") from error
+
+
+def said(error: BaseException) -> str:
+    """What PostgreSQL said against a statement, with its detail, in one line."""
+    diagnosis = getattr(error, "diag", None)
+    parts = [diagnosis.message_primary, diagnosis.message_detail, diagnosis.message_hint] if diagnosis is not None else []
+    return one_line("; ".join(part for part in parts if part) or error)
+
+
+def rows(connection: Connection, query: bytes | str, parameters: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
+    """All rows of a query."""
+    return connection.execute(query.encode() if isinstance(query, str) else query, parameters).fetchall()
+
+
+def value(connection: Connection, query: bytes | str, parameters: Sequence[Any] | None = None) -> Any:
+    """The one value of a query."""
+    return rows(connection, query, parameters)[0][0]
+
+
+def major_of(connection: Connection) -> int:
+    """The server's major version."""
+    return connection.info.server_version // 10000
+
+
+def version_of(connection: Connection) -> str:
+    """The server as a manifest names it: PostgreSQL 15.14."""
+    return "PostgreSQL " + str(value(connection, "SELECT pg_catalog.current_setting('server_version')")).split()[0]
+
+
+# ---------------------------------------------------------------------------------------------------------- programs
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A program of PostgreSQL, its version as it tells it, and that version's major."""
+
+    path: str
+    version: str
+    major: int
+
+
+def _tool(path: str) -> Tool | None:
+    try:
+        told = process.run([path, "--version"], timeout_s=30)
+    except BackupError:
+        return None
+    found = re.search(r"\(PostgreSQL\) (\S+)", told)
+    return Tool(path, found[1], pgarchive.major(found[1])) if found else None
+
+
+def _tools(program: str, bin_dir: str, wanted: int) -> list[Tool]:
+    """Every such program on this machine, that of major `wanted` alone where it is there."""
+    if bin_dir:
+        paths = [Path(bin_dir) / program]
+    else:
+        first = [Path(f"/usr/lib/postgresql/{wanted}/bin/{program}"), Path(f"/usr/pgsql-{wanted}/bin/{program}")]
+        others = [*Path("/usr/lib/postgresql").glob(f"*/bin/{program}"), *Path("/usr").glob(f"pgsql-*/bin/{program}")]
+        on_path = shutil.which(program)
+        paths = [*first, *others, *([Path(on_path)] if on_path else [])]
+    found = []
+    for path in dict.fromkeys(paths):
+        tool = _tool(str(path)) if os.access(path, os.X_OK) else None
+        if tool and tool.major == wanted:
+            return [tool]
+        found += [tool] if tool else []
+    return found
+
+
+def find_tool(program: str, bin_dir: str, wanted: int, at_least: int = 0) -> Tool:
+    """The `program` of major `wanted`, or of the nearest newer one; never older than `at_least`. Raises BackupError."""
+    floor = max(wanted, at_least)
+    found = _tools(program, bin_dir, floor)
+    newer = sorted((tool for tool in found if tool.major >= floor), key=lambda tool: tool.major)
+    if newer:
+        return newer[0]
+    where = f" in {bin_dir}" if bin_dir else ""
+    if found:
+        have = ", ".join(sorted({tool.version for tool in found}))
+        raise BackupError(f"{program}{where} is too old: {have}, and {floor} is needed: install {_PACKAGE}-{floor}")
+    raise BackupError(f"the program {program} is not installed{where}: install it (Debian: apt-get install {_PACKAGE}-{floor})")
+
+
+# ----------------------------------------------------------------------------------------------- what is in a database
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A table, partitioned table, materialized view, foreign table or sequence that belongs to no extension."""
+
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    unlogged: bool
+    root: str
+    """schema.name of the partitioned table that it is a part of, or nothing."""
+
+    @property
+    def key(self) -> str:
+        return table_key(self.schema, self.name)
+
+    @property
+    def sql(self) -> str:
+        return identifier(self.schema, self.name)
+
+
+# pg_dump leaves out what an extension made, and every schema whose name begins with pg_.
+_OWN_SCHEMA = "n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'"
+_RELATIONS = f"""
+SELECT c.oid::bigint, n.nspname, c.relname, c.relkind::text, c.relpersistence = 'u',
+  coalesce((SELECT rn.nspname || '.' || r.relname FROM pg_catalog.pg_class r
+    JOIN pg_catalog.pg_namespace rn ON rn.oid = r.relnamespace
+    WHERE c.relispartition AND r.oid = pg_catalog.pg_partition_root(c.oid)), '')
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p', 'm', 'f', 'S') AND c.relpersistence <> 't' AND {_OWN_SCHEMA}
+  AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+    AND d.objid = c.oid AND d.objsubid = 0 AND d.deptype = 'e')
+ORDER BY 2, 3"""  # noqa: S608  both parts are constants of ours
+
+_FOREIGN, _PARTITIONED, _SEQUENCE, _TABLE, _VIEW = "f", "p", "S", "r", "m"
+
+
+def relations(connection: Connection) -> list[Relation]:
+    """All relations with data that a dump could hold."""
+    return [Relation(*row) for row in rows(connection, _RELATIONS)]
+
+
+def left_out(relation: Relation, settings: PostgresqlSettings) -> bool:
+    """Whether the patterns leave out a table's rows (its own name or that of the table it is a partition of decides)."""
+    names = [f"{relation.schema}.{relation.name}", *([relation.root] if relation.root else [])]
+
+    def matches(patterns: list[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+    included = not settings.include_tables or matches(settings.include_tables)
+    return not included or matches(settings.exclude_tables)
+
+
+@dataclass
+class Inventory:
+    """The relations of a database, sorted by what a dump does with them."""
+
+    tables: list[Relation] = field(default_factory=list)
+    excluded: list[Relation] = field(default_factory=list)
+    views: list[Relation] = field(default_factory=list)
+    foreign: list[Relation] = field(default_factory=list)
+    sequences: list[Relation] = field(default_factory=list)
+    lockable: list[Relation] = field(default_factory=list)
+
+
+def inventory(found: list[Relation], settings: PostgresqlSettings, *, standby: bool = False) -> Inventory:
+    """Sort relations. On a standby unlogged tables cannot be read: they count as left out."""
+    sorted_out = Inventory()
+    for relation in found:
+        if relation.kind == _TABLE:
+            gone = left_out(relation, settings) or (standby and relation.unlogged)
+            (sorted_out.excluded if gone else sorted_out.tables).append(relation)
+        elif relation.kind == _VIEW:
+            sorted_out.views.append(relation)
+        elif relation.kind == _FOREIGN:
+            sorted_out.foreign.append(relation)
+        elif relation.kind == _SEQUENCE:
+            sorted_out.sequences.append(relation)
+        if relation.kind in (_TABLE, _PARTITIONED):
+            sorted_out.lockable.append(relation)
+    return sorted_out
+
+
+def on_standby(connection: Connection) -> bool:
+    """Whether the server is in recovery."""
+    return bool(value(connection, "SELECT pg_catalog.pg_is_in_recovery()"))
+
+
+# -------------------------------------------------------------------------------------------------------- fingerprints
+
+_OBJECTS = f"""
+WITH n AS (SELECT n.oid FROM pg_catalog.pg_namespace n WHERE {_OWN_SCHEMA}),
+  e AS (SELECT classid, objid FROM pg_catalog.pg_depend WHERE deptype = 'e')
+SELECT 'indexes', count(*) FROM pg_catalog.pg_class c WHERE c.relkind IN ('i', 'I') AND c.relnamespace IN (SELECT oid FROM n)
+UNION ALL SELECT 'constraints', count(*) FROM pg_catalog.pg_constraint c
+  WHERE c.contype <> 'n' AND c.connamespace IN (SELECT oid FROM n)
+UNION ALL SELECT 'triggers', count(*) FROM pg_catalog.pg_trigger t WHERE NOT t.tgisinternal
+UNION ALL SELECT 'policies', count(*) FROM pg_catalog.pg_policy
+UNION ALL SELECT 'publications', count(*) FROM pg_catalog.pg_publication
+UNION ALL SELECT 'rules', count(*) FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_class c ON c.oid = r.ev_class
+  WHERE r.rulename <> '_RETURN' AND c.relnamespace IN (SELECT oid FROM n)
+UNION ALL SELECT 'functions', count(*) FROM pg_catalog.pg_proc p WHERE p.pronamespace IN (SELECT oid FROM n)
+  AND ('pg_catalog.pg_proc'::pg_catalog.regclass, p.oid) NOT IN (SELECT classid, objid FROM e)
+UNION ALL SELECT 'types', count(*) FROM pg_catalog.pg_type t WHERE t.typtype IN ('d', 'e', 'r')
+  AND t.typnamespace IN (SELECT oid FROM n)
+  AND ('pg_catalog.pg_type'::pg_catalog.regclass, t.oid) NOT IN (SELECT classid, objid FROM e)
+UNION ALL SELECT 'views', count(*) FROM pg_catalog.pg_class c WHERE c.relkind = 'v' AND c.relnamespace IN (SELECT oid FROM n)
+  AND ('pg_catalog.pg_class'::pg_catalog.regclass, c.oid) NOT IN (SELECT classid, objid FROM e)"""  # noqa: S608  constants
+
+_COLUMNS = """
+SELECT a.attrelid::bigint, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute a
+WHERE a.attrelid = ANY(%s) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attname COLLATE "C" """
+
+# An order-independent digest: sum of 64-bit hashes over the multiset of rows. ROW(…)::text tells NULL from ''.
+_DIGEST = """
+SELECT count(*), coalesce(sum(pg_catalog.hashtextextended(ROW({})::text COLLATE "C", 0)), 0)::text FROM ONLY {}"""
+_LARGE_OBJECT_DIGEST = """
+SELECT coalesce(sum(pg_catalog.hashtextextended(
+    part.oid::text || ':' || %s::text || ':' || pg_catalog.encode(pg_catalog.sha256(part.piece), 'hex'), 0)), 0)::text,
+  coalesce(array_agg(part.oid) FILTER (WHERE pg_catalog.octet_length(part.piece) = %s), '{}')::bigint[]
+FROM (SELECT m.oid::bigint AS oid, pg_catalog.lo_get(m.oid, %s::bigint, %s::integer) AS piece
+  FROM pg_catalog.pg_largeobject_metadata m WHERE %s::bigint[] IS NULL OR m.oid = ANY(%s::bigint[]::oid[]) OFFSET 0) part"""
+
+
+def _columns(connection: Connection, tables: list[Relation]) -> dict[int, list[tuple[str, str]]]:
+    columns: dict[int, list[tuple[str, str]]] = {table.oid: [] for table in tables}
+    for oid, name, kind in rows(connection, _COLUMNS, [list(columns)]):
+        columns[oid].append((name, kind))
+    return columns
+
+
+def _table_facts(connection: Connection, tables: list[Relation], level: str) -> dict[str, dict[str, Any]]:
+    facts: dict[str, dict[str, Any]] = {}
+    columns = _columns(connection, tables) if level == CONTENT else {}
+    for table in tables:
+        if process.stopping():
+            raise Cancelled("the run is being stopped")
+        if level == COUNTS:
+            facts[table.key] = {"rows": value(connection, statement("SELECT count(*) FROM ONLY {}", table.sql))}
+            continue
+        names = ", ".join(identifier(name) for name, _ in columns[table.oid])
+        count, total = rows(connection, statement(_DIGEST, names, table.sql))[0]
+        described = hashlib.sha256(json.dumps(columns[table.oid]).encode()).hexdigest()[:16]
+        facts[table.key] = {"rows": count, "sum": total, "columns": described}
+    return facts
+
+
+def _large_object_facts(connection: Connection, level: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {"count": value(connection, "SELECT count(*) FROM pg_catalog.pg_largeobject_metadata")}
+    if level == CONTENT and facts["count"]:
+        total, begin, left = 0, 0, None
+        while left is None or left:
+            part, left = rows(connection, _LARGE_OBJECT_DIGEST, [begin, PIECE, begin, PIECE, left, left])[0]
+            total, begin = total + int(part), begin + PIECE
+        facts["sum"] = str(total)
+    return facts
+
+
+def sequence_facts(connection: Connection, sequences: list[Relation]) -> dict[str, dict[str, Any]]:
+    """Where each sequence stands. Sequences do not obey snapshots: read them before pg_dump does, and compare by ≥."""
+    query = """SELECT s.seqrelid::bigint, s.seqincrement, s.seqcycle FROM pg_catalog.pg_sequence s WHERE s.seqrelid = ANY(%s)"""
+    steps = {oid: (step, cycle) for oid, step, cycle in rows(connection, query, [[one.oid for one in sequences]])}
+    facts = {}
+    for one in sequences:
+        last, called = rows(connection, statement("SELECT last_value, is_called FROM {}", one.sql))[0]
+        step, cycle = steps[one.oid]
+        facts[one.key] = {"last": last, "called": called, "increment": step, "cycle": cycle}
+    return facts
+
+
+def _view_facts(connection: Connection, views: list[Relation]) -> dict[str, dict[str, Any]]:
+    facts: dict[str, dict[str, Any]] = {}
+    for view in views:
+        filled = value(connection, "SELECT relispopulated FROM pg_catalog.pg_class WHERE oid = %s", [view.oid])
+        count = value(connection, statement("SELECT count(*) FROM {}", view.sql)) if filled else None
+        facts[view.key] = {"populated": filled, "rows": count}
+    return facts
+
+
+def fingerprint(
+    connection: Connection, level: str, found: Inventory, sequences: dict[str, dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """What is in a database, as a JSON object; `level` is COUNTS or CONTENT. The caller holds the snapshot, if any."""
+    return {
+        "level": level,
+        "major": major_of(connection),
+        "tables": _table_facts(connection, found.tables, level),
+        "sequences": sequence_facts(connection, found.sequences) if sequences is None else sequences,
+        "materialized_views": _view_facts(connection, found.views),
+        "large_objects": _large_object_facts(connection, level),
+        "objects": dict(rows(connection, _OBJECTS)),
+        "excluded": [table.key for table in found.excluded],
+        "foreign_tables": [table.key for table in found.foreign],
+    }
+
+
+def compare(recorded: dict[str, Any], found: dict[str, Any]) -> Comparison:
+    """What is in a database against what was recorded of it; both from `fingerprint` at the recorded level."""
+    outcome = Comparison()
+    _compare_tables(outcome, recorded["tables"], found["tables"], set(recorded["excluded"]))
+    for name, before in recorded["sequences"].items():
+        _compare_sequence(outcome, name, before, found["sequences"].get(name))
+    for name, before in recorded["materialized_views"].items():
+        _compare_view(outcome, name, before, found["materialized_views"].get(name))
+    _expect(outcome, "large objects", recorded["large_objects"]["count"], found["large_objects"]["count"])
+    if "sum" in recorded["large_objects"]:
+        _expect(outcome, "content of the large objects", recorded["large_objects"]["sum"], found["large_objects"].get("sum"))
+    if recorded["major"] == found["major"]:
+        for name, before in recorded["objects"].items():
+            _expect(outcome, f"number of {name}", before, found["objects"].get(name))
+    else:
+        outcome.not_compared.append(f"numbers of indexes, functions and such: PostgreSQL {found['major']} counts them otherwise")
+    if recorded["excluded"]:
+        outcome.not_compared.append(f"rows of {listed(recorded['excluded'])}: left out of the backup")
+    if recorded["foreign_tables"]:
+        outcome.not_compared.append(f"foreign tables {listed(recorded['foreign_tables'])}: their rows lie on other servers")
+    if recorded["level"] == COUNTS:
+        outcome.not_compared.append("the content of rows: the backup recorded counts only (--fingerprint content records more)")
+    return outcome
+
+
+def _expect(outcome: Comparison, what: str, before: Any, now: Any) -> None:
+    outcome.compared += 1
+    if before != now:
+        outcome.differences.append(f"{what}: {before} backed up, {'none' if now is None else now} restored")
+
+
+def _compare_tables(outcome: Comparison, recorded: dict[str, Any], found: dict[str, Any], excluded: set[str]) -> None:
+    for name, before in recorded.items():
+        now = found.get(name)
+        if now is None:
+            outcome.compared += 1
+            outcome.differences.append(f"table {name} is missing")
+            continue
+        _expect(outcome, f"rows of {name}", before["rows"], now["rows"])
+        if "sum" in before and before["rows"] == now["rows"]:
+            if before["columns"] != now.get("columns"):
+                outcome.differences.append(f"columns of {name} have other names or types")
+            elif before["sum"] != now.get("sum"):
+                outcome.differences.append(f"content of {name} differs, with the same number of rows")
+    for name in sorted(found.keys() - recorded.keys() - excluded):
+        outcome.differences.append(f"table {name} was not in the backup")
+
+
+def _compare_sequence(outcome: Comparison, name: str, before: dict[str, Any], now: dict[str, Any] | None) -> None:
+    if now is None:
+        outcome.compared += 1
+        outcome.differences.append(f"sequence {name} is missing")
+        return
+    if before["cycle"]:
+        outcome.not_compared.append(f"sequence {name}: it goes round, so later is not larger")
+        return
+    outcome.compared += 1
+    sign = 1 if before["increment"] > 0 else -1
+    if (sign * now["last"], now["called"]) < (sign * before["last"], before["called"]):
+        outcome.differences.append(f"sequence {name} stands at {now['last']}, before the {before['last']} that was backed up")
+
+
+def _compare_view(outcome: Comparison, name: str, before: dict[str, Any], now: dict[str, Any] | None) -> None:
+    _expect(outcome, f"materialized view {name} filled", before["populated"], now["populated"] if now else None)
+    if now and before["populated"] == now["populated"] and before["rows"] != now["rows"]:
+        outcome.not_compared.append(
+            f"materialized view {name}: {before['rows']} rows when last refreshed, {now['rows']} now, computed anew"
+        )
+
+
+# ---------------------------------------------------------------------------- what a restore needs beside the archive
+
+_ROLES = """
+SELECT DISTINCT d.deptype::text, r.rolname FROM pg_catalog.pg_shdepend d JOIN pg_catalog.pg_roles r ON r.oid = d.refobjid
+WHERE d.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND d.deptype IN ('o', 'a', 'r')
+  AND d.dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+  AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend e WHERE e.classid = d.classid AND e.objid = d.objid AND e.deptype = 'e')"""
+_EXTENSIONS = """
+SELECT e.extname, e.extversion, n.nspname FROM pg_catalog.pg_extension e
+JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname <> 'plpgsql' ORDER BY 1"""
+_LOCALE = {15: "d.datlocprovider::text, d.daticulocale", 17: "d.datlocprovider::text, d.datlocale"}
+_DATABASE = """
+SELECT d.oid::bigint, r.rolname, pg_catalog.pg_encoding_to_char(d.encoding), d.datcollate, d.datctype, d.datconnlimit,
+  pg_catalog.shobj_description(d.oid, 'pg_database'), d.datacl IS NULL, {}
+FROM pg_catalog.pg_database d JOIN pg_catalog.pg_roles r ON r.oid = d.datdba WHERE d.datname = %s"""
+_DATABASE_SETTINGS = """
+SELECT coalesce(r.rolname, ''), u.setting FROM pg_catalog.pg_db_role_setting s
+LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.setrole, pg_catalog.unnest(s.setconfig) WITH ORDINALITY u (setting, place)
+WHERE s.setdatabase = %s ORDER BY 1, u.place"""
+_DATABASE_GRANTS = """
+SELECT coalesce(r.rolname, ''), a.privilege_type, a.is_grantable
+FROM pg_catalog.pg_database d, pg_catalog.aclexplode(d.datacl) a LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.grantee
+WHERE d.oid = %s AND (a.grantee = 0 OR r.rolname IS NOT NULL) ORDER BY 1, 2"""
+
+
+def requirements(connection: Connection) -> dict[str, Any]:
+    """The roles and extensions that the open database cannot be restored without."""
+    names = {"o": "owners", "a": "grantees", "r": "policies"}
+    roles: dict[str, list[str]] = {name: [] for name in names.values()}
+    for kind, role in rows(connection, _ROLES):
+        roles[names[kind]].append(role)
+    extensions = [{"name": name, "version": version, "schema": schema} for name, version, schema in rows(connection, _EXTENSIONS)]
+    return {"roles": {name: sorted(found) for name, found in roles.items()}, "extensions": extensions}
+
+
+def database_facts(connection: Connection, database: str) -> dict[str, Any] | None:
+    """A database's own properties, settings and grants, which no dump and no template carries along; None: no such database."""
+    locale = next((text for major, text in sorted(_LOCALE.items(), reverse=True) if major_of(connection) >= major), "'c', NULL")
+    found = rows(connection, statement(_DATABASE, locale), [database])
+    if not found:
+        return None
+    oid, owner, encoding, collate, ctype, limit, comment, default_grants, provider, name = found[0]
+    grants = None if default_grants else [list(row) for row in rows(connection, _DATABASE_GRANTS, [oid])]
+    return {
+        "name": database,
+        "owner": owner,
+        "encoding": encoding,
+        "collate": collate,
+        "ctype": ctype,
+        "provider": provider,
+        "locale": name,
+        "connection_limit": limit,
+        "comment": comment,
+        "settings": [list(row) for row in rows(connection, _DATABASE_SETTINGS, [oid])],
+        "grants": grants,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- the cut
+
+
+class _Contended(Exception):
+    """Somebody else's lock or change came in between: let go of everything and try again."""
+
+
+class PostgresqlCut(Cut):
+    """All tables locked ACCESS SHARE, and a snapshot exported; pg_dump and the fingerprint both look through it."""
+
+    def __init__(self, component: PostgresqlComponent, level: str):
+        self._component = component
+        self._settings = component.settings.postgresql
+        self._access = component.access
+        self._level = level
+        self._connection: Connection | None = None
+        self._snapshot = ""
+        self._inventory = Inventory()
+        self._sequences: dict[str, dict[str, Any]] = {}
+        self._entry: dict[str, Any] = {}
+        self._warnings: list[str] = []
+        self._ready: Callable[[], None] | None = None
+        self._attempt = 0
+        self.moment: datetime = clock.now()
+
+    # Taking it
+
+    def open(self, ready: Callable[[], None]) -> None:
+        """Lock, call `ready` once, export the snapshot. Raises BackupError after `lock_attempts` in vain."""
+        self._ready = ready
+        self._connection = self._access.connect()
+        self._tool = find_tool("pg_dump", self._settings.bin_dir, major_of(self._connection))
+        self._standby = on_standby(self._connection)
+        self._describe()
+        self._hold()
+
+    def _describe(self) -> None:
+        with self._access.answered("reading the catalogue"):
+            database = str(value(self._open, "SELECT pg_catalog.current_database()"))
+            self._entry = {
+                "server": version_of(self._open),
+                "tool": f"pg_dump {self._tool.version}",
+                "role": str(value(self._open, "SELECT current_user")),
+                "requires": requirements(self._open),
+                "database": database_facts(self._open, database),
+                "size": int(value(self._open, "SELECT pg_catalog.pg_database_size(pg_catalog.current_database())")),
+                "filters": {
+                    name: patterns
+                    for name, patterns in (("include", self._settings.include_tables), ("exclude", self._settings.exclude_tables))
+                    if patterns
+                },
+            }
+
+    @property
+    def _open(self) -> Connection:
+        if self._connection is None:
+            raise BackupError("the cut of PostgreSQL is closed")
+        return self._connection
+
+    def _hold(self) -> None:
+        while True:
+            self._attempt += 1
+            try:
+                with self._access.answered("holding the tables"):
+                    return self._hold_once()
+            except _Contended as reason:
+                self._let_go_and_wait(str(reason))
+
+    def _let_go_and_wait(self, reason: str) -> None:
+        """Release everything, so that whoever waits for us gets on; raises BackupError when it was the last attempt."""
+        blocker = self._blocker()
+        with self._access.answered("letting go of the tables"):
+            self._open.execute("ROLLBACK")
+        if self._attempt >= self._settings.lock_attempts:
+            raise BackupError(
+                f"PostgreSQL {self._access.where}: {reason} in {self._attempt} attempts"
+                + (f" ({blocker})" if blocker else "")
+                + ": back up at a quieter time, or raise lock_timeout_s or lock_attempts"
+            )
+        self._component.reporter.step(f"postgresql: {reason}; letting go and trying again" + (f" ({blocker})" if blocker else ""))
+        until = time.monotonic() + min(0.2 * 2**self._attempt, 5.0)
+        while time.monotonic() < until:
+            if process.stopping():
+                raise Cancelled("the run is being stopped")
+            time.sleep(0.05)
+
+    def _hold_once(self) -> None:
+        import psycopg
+
+        connection = self._open
+        before = relations(connection)
+        # In REPEATABLE READ the first query takes the snapshot; LOCK is none, so what we see is newer than every lock.
+        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        connection.execute(f"SET LOCAL lock_timeout = {self._timeout_ms}".encode())
+        self._inventory = inventory(before, self._settings, standby=self._standby)
+        try:
+            for table in _batches(self._inventory.lockable, 100):
+                names = ", ".join(f"ONLY {one.sql}" for one in table)
+                connection.execute(statement("LOCK TABLE {} IN ACCESS SHARE MODE", names))
+        except psycopg.errors.LockNotAvailable:
+            raise _Contended("the tables could not be locked within the timeout") from None
+        except psycopg.errors.UndefinedTable:
+            raise _Contended("a table was dropped or renamed while it was being locked") from None
+        except psycopg.errors.OutOfMemory:
+            raise BackupError(
+                f"PostgreSQL {self._access.where} has no room for {len(self._inventory.lockable)} locks: "
+                "raise max_locks_per_transaction"
+            ) from None
+        if self._ready is not None:
+            announce, self._ready = self._ready, None
+            announce()
+        self._snapshot = str(value(connection, "SELECT pg_catalog.pg_export_snapshot()"))
+        self.moment = clock.now()
+        if relations(connection) != before:
+            raise _Contended("tables were made or changed while they were being locked")
+        self._sequences = sequence_facts(connection, self._inventory.sequences)
+
+    @property
+    def _timeout_ms(self) -> int:
+        return max(1, int(self._settings.lock_timeout_s * 1000))
+
+    def _blocker(self) -> str:
+        """Who holds or waits for a lock that conflicts with ours, for a sentence; nothing where nobody does."""
+        query = """
+          SELECT n.nspname, c.relname, l.pid, l.granted, a.usename, a.application_name, a.query
+          FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_class c ON c.oid = l.relation
+          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+          LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+          WHERE l.mode = 'AccessExclusiveLock' AND l.locktype = 'relation' AND l.relation = ANY(%s)
+            AND l.pid <> pg_catalog.pg_backend_pid()
+          ORDER BY l.granted DESC LIMIT 1"""
+        try:
+            with contextlib.closing(self._access.connect()) as other, self._access.answered("looking for who blocks"):
+                found = rows(other, query, [[one.oid for one in self._inventory.lockable]])
+        except BackupError:
+            return ""
+        if not found:
+            return ""
+        schema, name, pid, granted, user, application, _ = found[0]
+        who = f"process {pid}" + (f" of role {user}" if user else "") + (f", {application}" if application else "")
+        return f"{who} {'holds' if granted else 'waits for'} an exclusive lock on {table_key(schema, name)}"
+
+    # Dumping it
+
+    def dump(self, out: Writer) -> None:
+        """pg_dump through the snapshot into `out`, the fingerprint beside it on the other core."""
+        while True:
+            try:
+                return self._dump_once(out)
+            except _Contended as reason:
+                self._attempt += 1
+                self._let_go_and_wait(str(reason))
+                self._hold()
+
+    def _dump_once(self, out: Writer) -> None:
+        with ThreadPoolExecutor(1, thread_name_prefix="fingerprint") as pool:
+            taken = pool.submit(fingerprint, self._open, self._level, self._inventory, self._sequences)
+            try:
+                self._pump(out, taken)
+                with self._access.answered("taking the fingerprint"):
+                    self._entry["fingerprint"] = taken.result()
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    self._open.cancel()
+                raise
+
+    def _pump(self, out: Writer, taken: Future[dict[str, Any]]) -> None:
+        written = 0
+        with process.Child(self._command(), env=self._access.environment()) as child:
+            pipe = child.stdout.fileno()
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIECE)
+            while piece := os.read(pipe, PIECE):
+                out.write(piece)
+                written += len(piece)
+                if taken.done() and (error := taken.exception()) is not None:
+                    with self._access.answered("taking the fingerprint"):
+                        raise error
+            try:
+                child.wait()
+            except ToolError as error:
+                if not written and "LOCK TABLE" in error.stderr:
+                    # Nothing has gone out yet, so letting go costs nothing; holding on would stop the application.
+                    raise _Contended("pg_dump could not lock the tables within the timeout") from None
+                raise
+
+    def _command(self) -> list[str]:
+        command = [self._tool.path, "--format=custom", "--compress=0", "--no-password", f"--snapshot={self._snapshot}"]
+        command.append(f"--lock-wait-timeout={self._timeout_ms}")
+        return command + [f"--exclude-table-data={one.sql}" for one in self._inventory.excluded]
+
+    def entry(self) -> dict[str, Any]:
+        """What the manifest records; `database` is what a rename does not bring along."""
+        method = "pg_dump in a held snapshot, all tables locked ACCESS SHARE"
+        return {**self._entry, "method": method, "warnings": self._notes(), "attempts": self._attempt}
+
+    def _notes(self) -> list[str]:
+        notes = tool_warnings(self._tool, int(self._entry["fingerprint"]["major"]))
+        if self._inventory.excluded:
+            names = listed(one.key for one in self._inventory.excluded)
+            notes.append(f"the rows of {len(self._inventory.excluded)} tables are left out ({names}): restored, they are empty")
+        if self._inventory.foreign:
+            names = listed(one.key for one in self._inventory.foreign)
+            notes.append(f"the rows of foreign tables are not in the backup, only their definitions ({names})")
+        return notes
+
+    def close(self) -> None:
+        """Let go of the locks and the snapshot."""
+        if self._connection is not None:
+            with contextlib.suppress(Exception):
+                self._connection.close()
+            self._connection = None
+
+
+def _batches(items: list[Relation], size: int) -> Iterator[list[Relation]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def tool_warnings(tool: Tool, server: int) -> list[str]:
+    """What the operator should know of a pg_dump that is newer than its server."""
+    if tool.major == server:
+        return []
+    warning = f"pg_dump {tool.version} is newer than the server: its archive needs pg_restore {tool.major}"
+    if tool.major >= 17 > server:  # it sets transaction_timeout, which came with 17
+        warning += f" and cannot be restored into PostgreSQL {server}"
+    return [f"{warning}: install {_PACKAGE}-{server}"]
+
+
+# ----------------------------------------------------------------------------------------------------- a restore's target
+
+_GRANTEE = re.compile(
+    r'(?:TO|FROM|FOR ROLE) ("(?:[^"]|"")+"|[^\s",;]+)(?: WITH GRANT OPTION)?(?=;$| IN SCHEMA | GRANT | REVOKE )', re.M
+)
+_POLICY_ROLES = re.compile(r' TO ((?:"(?:[^"]|"")+"|[^\s",;()]+)(?:, (?:"(?:[^"]|"")+"|[^\s",;()]+))*)(?= USING | WITH CHECK |;)')
+_ROLE_NAME = re.compile(r'"((?:[^"]|"")+)"|([^\s",]+)')
+_NOT_ROLES = {"PUBLIC", "CURRENT_USER", "SESSION_USER", "CURRENT_ROLE"}
+
+
+def _role_names(text: str) -> set[str]:
+    found = {(quoted.replace('""', '"') if quoted else bare) for quoted, bare in _ROLE_NAME.findall(text)}
+    return {name for name in found - _NOT_ROLES if not name.startswith("pg_")}
+
+
+def archive_roles(archive: Archive) -> dict[str, set[str]]:
+    """The roles that an archive's statements name: as owners, as grantees and in row security policies."""
+    roles: dict[str, set[str]] = {"owners": set(), "grantees": set(), "policies": set()}
+    roles["owners"] = {name for name in archive.owners() if not name.startswith("pg_")}
+    for entry in archive.entries:
+        if entry.kind in ("ACL", "DEFAULT ACL"):
+            roles["grantees"].update(*(_role_names(found) for found in _GRANTEE.findall(entry.definition)))
+        elif entry.kind == "POLICY":
+            roles["policies"].update(*(_role_names(found) for found in _POLICY_ROLES.findall(entry.definition)))
+    return roles
+
+
+@dataclass
+class Target:
+    """Where a restore goes and how: what `assess` found out, for the plan and for the restore itself."""
+
+    live: str = ""
+    live_oid: int | None = None
+    owner: str = ""
+    user: str = ""
+    template: str = "template0"
+    like: dict[str, Any] | None = None
+    tool: Tool | None = None
+    no_owner: bool = False
+    no_privileges: bool = False
+    own_extensions: bool = True
+    database: dict[str, Any] | None = None
+    server_major: int = 0
+    maintenance: str = ""
+
+
+def _create_statement(name: str, target: Target) -> bytes:
+    """CREATE DATABASE with the encoding and locale that the backup recorded."""
+    parts = [statement("CREATE DATABASE {} TEMPLATE {}", identifier(name), identifier(target.template)).decode()]
+    if target.owner:
+        parts.append(f"OWNER {identifier(target.owner)}")
+    like = target.like
+    if like and target.template == "template0":
+        parts.append(f"ENCODING {literal(like['encoding'])}")
+        parts.append(f"LC_COLLATE {literal(like['collate'])} LC_CTYPE {literal(like['ctype'])}")
+        provider = {"i": ("icu", "ICU_LOCALE"), "b": ("builtin", "BUILTIN_LOCALE")}.get(like["provider"])
+        if provider and like["locale"]:
+            parts.append(f"LOCALE_PROVIDER {provider[0]} {provider[1]} {literal(like['locale'])}")
+        elif target.server_major >= 15:
+            parts.append("LOCALE_PROVIDER libc")
+    return " ".join(parts).encode()
+
+
+@dataclass(frozen=True)
+class _Trouble:
+    """Why a scratch database could not be made (`inside`: it could, but not all that belongs into it)."""
+
+    inside: bool
+    said: str
+
+
+class Assessment:
+    """Looks at the target before anything is touched: `target` is how, `plan` what is told to the operator."""
+
+    def __init__(self, component: PostgresqlComponent, source: Source, options: RestoreOptions):
+        self.target = Target()
+        self.plan = RestorePlan()
+        self._component = component
+        self._settings = component.settings.postgresql
+        self._access = component.access
+        self._source = source
+        self._options = options
+        self._moment = component.moment
+        self._available: dict[str, str] = {}
+        self._entry = source.entry or {}
+
+    def make(self) -> Assessment:
+        """Find out everything. Never raises for what it finds: that is a problem in the plan."""
+        try:
+            self._archive = pgarchive.contents(self._source.pieces())
+        except VerificationError as error:
+            self.plan.problems.append(str(error))
+            return self
+        if self._options.only_tables:
+            self.plan.problems.append(
+                "single tables are not put into a live database, where other rows refer to them: take them out with "
+                "agentmem-backup extract, or restore the whole database under another name (DB_NAME)"
+            )
+            return self
+        try:
+            self.target.maintenance, connection = self._component.maintenance()
+            with contextlib.closing(connection), self._access.answered("looking at the restore's target"):
+                self._look(connection)
+        except BackupError as error:
+            self.plan.problems.append(str(error))
+        return self
+
+    def _look(self, connection: Connection) -> None:
+        target = self.target
+        target.live = self._component.live_name(connection)
+        target.server_major = major_of(connection)
+        target.user = str(value(connection, "SELECT current_user"))
+        createdb = value(connection, "SELECT rolcreatedb OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user")
+        live = database_facts(connection, target.live)
+        if live is not None:
+            target.live_oid = int(
+                value(connection, "SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = %s", [target.live])
+            )
+        recorded = self._entry.get("database")
+        target.database = recorded or live
+        target.like = recorded or live
+        self._check_versions()
+        self._check_space()
+        if on_standby(connection):
+            self.plan.problems.append(
+                f"PostgreSQL {self._access.where} is a standby and takes no changes: restore on its primary"
+            )
+            return
+        self._choose_roles(connection)
+        if not createdb:
+            self.plan.problems.append(
+                f"role {target.user} may not create databases, and a restore builds the new one beside the old: "
+                f"ALTER ROLE {identifier(target.user)} CREATEDB, or restore as a role that may"
+            )
+            return
+        self._try_out(connection, live)
+        self._describe(connection, live)
+
+    def _check_versions(self) -> None:
+        archive, target = self._archive, self.target
+        made_from, made_by = pgarchive.major(archive.server_version), pgarchive.major(archive.dump_version)
+        if made_from > target.server_major:
+            self.plan.problems.append(
+                f"the backup comes from PostgreSQL {made_from}, and the server {self._access.where} is {target.server_major}: "
+                "an older server cannot take a newer one's data; restore into the same major or a newer one"
+            )
+        try:
+            tool = target.tool = find_tool("pg_restore", self._settings.bin_dir, target.server_major, made_by)
+        except BackupError as error:
+            self.plan.problems.append(str(error))
+            return
+        if tool.major >= 17 > target.server_major:
+            self.plan.problems.append(
+                f"pg_restore {tool.major} sets transaction_timeout, which PostgreSQL {target.server_major} does not know"
+                + (
+                    f", and no older one reads what pg_dump {made_by} made: restore into PostgreSQL 17 or newer"
+                    if made_by >= 17
+                    else f": install {_PACKAGE}-{target.server_major}"
+                )
+            )
+
+    def _check_space(self) -> None:
+        size = self._entry.get("raw_bytes")
+        free = shutil.disk_usage(self._component.context.workdir).free
+        if size and size > free:
+            self.plan.problems.append(
+                f"the dump is decompressed for a parallel restore: {size} bytes are needed in "
+                f"{self._component.context.workdir}, and {free} are free: make room, or prune old sets"
+            )
+
+    def _choose_roles(self, connection: Connection) -> None:
+        target, named = self.target, archive_roles(self._archive)
+        everyone = set().union(*named.values())
+        query = "SELECT rolname, pg_catalog.pg_has_role(oid, 'MEMBER') FROM pg_catalog.pg_roles WHERE rolname = ANY(%s)"
+        there = dict(rows(connection, query, [sorted(everyone)]))
+        missing = {kind: names - there.keys() for kind, names in named.items()}
+        not_ours = {name for name in named["owners"] if not there.get(name, False)}
+        accepted = "roles" in self._options.accept
+        elsewhere = bool(named["owners"]) and target.user not in named["owners"]
+        if not_ours and (elsewhere or accepted):
+            target.no_owner = True
+            self.plan.warnings.append(
+                f"everything will belong to role {target.user}: the owners in the backup ({listed(not_ours)}) are not there, "
+                "or not this role's to act for"
+            )
+        elif not_ours:
+            self._refuse_roles("own objects in the backup", not_ours, there)
+        if missing["grantees"] and (target.no_owner or accepted):
+            target.no_privileges = True
+            self.plan.warnings.append(f"no grants will be restored: the roles {listed(missing['grantees'])} do not exist")
+        elif missing["grantees"]:
+            self._refuse_roles("are granted rights in the backup", missing["grantees"], there)
+        if missing["policies"]:
+            names = ", ".join(f"CREATE ROLE {identifier(name)}" for name in sorted(missing["policies"])[:5])
+            self.plan.problems.append(f"row security policies in the backup name roles that do not exist: {names} first")
+
+    def _refuse_roles(self, why: str, names: set[str], there: dict[str, bool]) -> None:
+        absent = {name for name in names if name not in there}
+        if absent:
+            first = "; ".join(f"CREATE ROLE {identifier(name)}" for name in sorted(absent)[:5])
+            self.plan.problems.append(
+                f"the roles {listed(absent)} {why} and do not exist {self._access.where}: {first} first, or accept 'roles' "
+                f"to restore without them"
+            )
+        if others := names - absent:
+            self.plan.problems.append(
+                f"the roles {listed(others)} {why}, and role {self.target.user} may not act for them: GRANT them to it, restore "
+                "as a superuser, or accept 'roles' to restore without them"
+            )
+
+    # What only a try can tell
+
+    def _try_out(self, connection: Connection, live: dict[str, Any] | None) -> None:
+        """Make a scratch database as the new one will be made, and the extensions in it."""
+        target = self.target
+        recorded = self._entry.get("database") or {}
+        if recorded:
+            member = "SELECT pg_catalog.pg_has_role(oid, 'MEMBER') FROM pg_catalog.pg_roles WHERE rolname = %s"
+            owner = rows(connection, member, [recorded["owner"]])
+            target.owner = recorded["owner"] if owner and owner[0][0] and not target.no_owner else ""
+        self._check_extensions(connection)
+        wanted = [name for name in self._archive.extensions() if name in self._available]
+        candidates = [one for one in (recorded, live) if one] or [None]
+        for target.like in candidates:
+            trouble = self._try_database(connection, "template0", wanted)
+            if trouble is None or trouble.inside:
+                break
+        if trouble is None:
+            self._warn_of_locale(recorded)
+        elif not trouble.inside:
+            self.plan.problems.append(
+                f"a database like the one in the backup cannot be made {self._access.where}: {trouble.said}"
+            )
+        elif self._try_database(connection, "template1", wanted) is None:
+            target.template, target.own_extensions = "template1", False
+            self.plan.warnings.append(
+                f"the new database is made from template1, which has the extensions {listed(wanted)}: role {target.user} "
+                "may not create them"
+            )
+        else:
+            self.plan.problems.append(
+                f"role {target.user} may not create the extensions of the backup in a new database ({trouble.said}), even if "
+                "the live one has them: let a superuser run CREATE EXTENSION in template1, or restore as a superuser"
+            )
+
+    def _warn_of_locale(self, recorded: dict[str, Any]) -> None:
+        like = self.target.like
+        if recorded and like and like is not recorded:
+            self.plan.warnings.append(
+                f"the backup's locale {recorded['collate']} is not on this server: the live database's {like['collate']} "
+                "is used, and texts may sort otherwise"
+            )
+
+    def _check_extensions(self, connection: Connection) -> None:
+        available = self._available = dict(
+            rows(connection, "SELECT name, default_version FROM pg_catalog.pg_available_extensions")
+        )
+        recorded = {one["name"]: one["version"] for one in self._entry.get("requires", {}).get("extensions", [])}
+        wanted = self._archive.extensions()
+        if absent := [name for name in wanted if name not in available]:
+            self.plan.problems.append(
+                f"the extensions {listed(absent)} are not on the server {self._access.where}: install their packages there"
+            )
+        for name in wanted:
+            if name in available and name in recorded and available[name] != recorded[name]:
+                self.plan.warnings.append(
+                    f"extension {name} comes back as {available[name]}; in the backup it was {recorded[name]}"
+                )
+
+    def _try_database(self, connection: Connection, template: str, extensions: list[str]) -> _Trouble | None:
+        """Make a scratch database and extensions in it, and drop it; what the server said against it, if anything."""
+        import psycopg
+
+        scratch = beside(self.target.live, "scratch", self._moment)
+        self._component.journal_database("scratch-database", scratch)
+        made = False
+        try:
+            connection.execute(_create_statement(scratch, replace(self.target, template=template)))
+            made = True
+            with contextlib.closing(self._access.connect(scratch)) as inside:
+                inside.execute("SET search_path = public")
+                for name in extensions:
+                    inside.execute(statement("CREATE EXTENSION IF NOT EXISTS {} CASCADE", identifier(name)))
+        except psycopg.Error as error:
+            return _Trouble(made, said(error))
+        finally:
+            connection.execute(statement("DROP DATABASE IF EXISTS {} WITH (FORCE)", identifier(scratch)))
+        return None
+
+    # What will happen, in words
+
+    def _describe(self, connection: Connection, live: dict[str, Any] | None) -> None:
+        target, plan = self.target, self.plan
+        made = f"PostgreSQL {self._archive.server_version.split()[0]}"
+        plan.lines.append(
+            f"database {target.live} {self._access.where}: restored from {self._source.path.name} ({made}) into a new database, "
+            "analyzed and compared, then renamed into place"
+        )
+        if live is None:
+            plan.lines.append(f"there is no database {target.live} yet: nothing is overwritten")
+        else:
+            plan.lines.append(f"the present database {target.live} is kept as {beside(target.live, 'before', self._moment)}")
+            self._check_swap(connection, live)
+        if self._entry.get("filters"):
+            excluded = self._entry.get("fingerprint", {}).get("excluded", [])
+            plan.warnings.append(f"the backup is partial: the tables {listed(excluded)} will be empty in the restored database")
+        if not self._entry:
+            plan.warnings.append(
+                "the backup has no manifest: only the rows in the file can be counted, not compared with the source"
+            )
+
+    def _check_swap(self, connection: Connection, live: dict[str, Any]) -> None:
+        """May we rename the live database, and end its sessions?"""
+        target, plan = self.target, self.plan
+        if not value(
+            connection,
+            "SELECT pg_catalog.pg_has_role(oid, 'MEMBER') FROM pg_catalog.pg_roles WHERE rolname = %s",
+            [live["owner"]],
+        ):
+            plan.problems.append(
+                f"database {target.live} belongs to role {live['owner']}, and role {target.user} may not rename it: "
+                "restore as its owner"
+            )
+        sessions = rows(connection, _SESSIONS, [target.live_oid])
+        if sessions:
+            who = listed({application or user for _, user, application, _ in sessions})
+            plan.lines.append(f"{len(sessions)} open sessions of {target.live} will be ended ({who})")
+        foreign = {user for _, user, _, ours in sessions if not ours}
+        if foreign:
+            plan.problems.append(
+                f"role {target.user} may not end the sessions of {listed(foreign)} in {target.live}: close them, or "
+                "GRANT pg_signal_backend to it"
+            )
+        prepared = value(connection, "SELECT count(*) FROM pg_catalog.pg_prepared_xacts WHERE database = %s", [target.live])
+        if prepared:
+            plan.problems.append(
+                f"{prepared} prepared transactions hold database {target.live}: COMMIT PREPARED or ROLLBACK PREPARED them first"
+            )
+        slots = [
+            row[0]
+            for row in rows(
+                connection, "SELECT slot_name FROM pg_catalog.pg_replication_slots WHERE database = %s", [target.live]
+            )
+        ]
+        if slots:
+            plan.warnings.append(f"the replication slots {listed(slots)} stay with the old database: make them anew afterwards")
+
+
+_SESSIONS = """
+SELECT a.pid, coalesce(a.usename, ''), a.application_name,
+  pg_catalog.pg_has_role(a.usesysid, 'MEMBER') OR (NOT coalesce(s.rolsuper, false)
+    AND pg_catalog.pg_has_role('pg_signal_backend', 'MEMBER'))
+FROM pg_catalog.pg_stat_activity a LEFT JOIN pg_catalog.pg_roles s ON s.oid = a.usesysid
+WHERE a.datid = %s AND a.backend_type = 'client backend' AND a.pid <> pg_catalog.pg_backend_pid()"""
+
+# --------------------------------------------------------------------------------------------------------- the restore
+
+
+class PostgresqlRestoration(Restoration):
+    """A new database beside the live one, and the transaction that puts it into its place."""
+
+    def __init__(self, component: PostgresqlComponent, source: Source, options: RestoreOptions):
+        self._component = component
+        self._access = component.access
+        self._settings = component.settings.postgresql
+        self._source = source
+        self._options = options
+        self._recorded: dict[str, Any] | None = (source.entry or {}).get("fingerprint")
+        self._rows: dict[tuple[str, str], int | None] = {}
+        self._moment = component.moment
+        self._file = component.context.workdir / f"restore_{self._moment}.dump"
+        self._target = Target()
+        self._new = self._old = ""
+        self._made = False
+        self._switch: Connection | None = None
+        self._final = False
+
+    # Beside the live data
+
+    def prepare(self) -> None:
+        """Decompress (walking through all of it), restore into a new database, ANALYZE, settings and grants."""
+        assessment = Assessment(self._component, self._source, self._options).make()
+        if assessment.plan.problems:
+            raise BackupError("; ".join(assessment.plan.problems))
+        self._target = assessment.target
+        self._new = beside(self._target.live, "restore", self._moment)
+        self._old = beside(self._target.live, "before", self._moment)
+        archive = self._unpack()
+        self._component.journal_database("restore-database", self._new)
+        with contextlib.closing(self._access.connect(self._target.maintenance)) as connection:
+            with self._access.answered(f"making database {self._new}"):
+                connection.execute(_create_statement(self._new, self._target))
+            self._made = True
+            self._pg_restore(archive)
+            self._file.unlink()
+            with (
+                contextlib.closing(self._access.connect(self._new)) as inside,
+                self._access.answered("analyzing the new database"),
+            ):
+                inside.execute("ANALYZE")
+            self._furnish(connection)
+
+    def _unpack(self) -> Archive:
+        """The archive as a file that can be sought in, with the positions that a parallel restore wants."""
+        with _new_file(self._file) as file:
+
+            def copied() -> Iterator[bytes]:
+                for piece in self._source.pieces():
+                    process.guarded(functools.partial(file.write, piece), f"writing {self._file}")
+                    yield piece
+
+            archive = pgarchive.walk(copied())
+            if archive.faults:
+                raise VerificationError("; ".join(archive.faults))
+            process.guarded(lambda: pgarchive.write_offsets(file, archive), f"writing {self._file}")
+        self._rows = archive.rows()
+        return archive
+
+    def _pg_restore(self, archive: Archive) -> None:
+        tool, target = self._target.tool, self._target
+        if tool is None:
+            raise BackupError("no pg_restore was found")
+        jobs = self._settings.jobs or min(4, os.cpu_count() or 1)
+        # A name may look like a connection string; one inside a connection string does not.
+        name = "dbname='" + self._new.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        command = [tool.path, "--exit-on-error", "--no-password", f"--jobs={jobs}", f"--dbname={name}"]
+        command += ["--no-owner"] if target.no_owner else []
+        command += ["--no-privileges"] if target.no_privileges else []
+        command += [] if target.own_extensions else [f"--use-list={self._list_without_extensions(archive)}"]
+        options = "-c synchronous_commit=off -c maintenance_work_mem=128MB -c default_transaction_read_only=off"
+        environment = {**self._access.environment(), "PGOPTIONS": options}
+        with process.Child([*command, str(self._file)], env=environment, stdout=None) as child:
+            child.wait()
+
+    def _list_without_extensions(self, archive: Archive) -> Path:
+        """A list of what to restore, without the extensions that the template brought along and their comments."""
+        path = self._file.with_suffix(".list")
+        kept = [
+            entry
+            for entry in archive.entries
+            if entry.kind != "EXTENSION" and not (entry.kind == "COMMENT" and entry.tag.startswith("EXTENSION "))
+        ]
+        path.write_text("".join(f"{entry.dump_id};\n" for entry in kept))
+        return path
+
+    def _furnish(self, connection: Connection) -> None:
+        """The database's own settings, grants and comment: neither the archive nor the rename brings them along."""
+        import psycopg
+
+        facts = self._target.database
+        if facts is None:
+            return
+        for text in _furniture(self._new, facts, self._target):
+            try:
+                connection.execute(text.encode())
+            except psycopg.Error as error:
+                shown = text.replace(identifier(self._new), identifier(self._target.live))
+                self._component.reporter.warn(f"postgresql: not restored: {one_line(shown, 120)}: {said(error)}")
+
+    # Comparing
+
+    def check(self) -> Comparison:
+        """The new database against the fingerprint."""
+        return self._compare(self._new)
+
+    def compare(self) -> Comparison:
+        """The live database against the fingerprint."""
+        return self._compare(self._target.live)
+
+    def _compare(self, database: str) -> Comparison:
+        doing = self._access.answered(f"comparing database {database}")
+        with contextlib.closing(self._access.connect(database)) as connection, doing:
+            # One snapshot for all tables: the application may be back already.
+            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            if self._recorded is None:
+                return self._compare_with_file(connection)
+            excluded = set(self._recorded["excluded"])
+            found = inventory(relations(connection), PostgresqlSettings())
+            found.tables = [table for table in found.tables if table.key not in excluded]
+            return compare(self._recorded, fingerprint(connection, self._recorded["level"], found))
+
+    def _compare_with_file(self, connection: Connection) -> Comparison:
+        outcome = Comparison()
+        found = {(one.schema, one.name): one for one in relations(connection) if one.kind == _TABLE}
+        for (schema, name), count in self._rows.items():
+            key = table_key(schema, name)
+            if count is None or (schema, name) not in found:
+                outcome.not_compared.append(f"table {key}: its rows cannot be counted in the file")
+                continue
+            now = value(connection, statement("SELECT count(*) FROM ONLY {}", found[schema, name].sql))
+            _expect(outcome, f"rows of {key}", count, now)
+        outcome.not_compared.append("the source: the file has no manifest, so only its own rows were counted")
+        return outcome
+
+    # The switch
+
+    def commit(self) -> None:
+        """Both renames in one transaction, left open: until it ends, nobody can connect to the database."""
+        target = self._target
+        self._component.journal_database("swap", self._new, live=target.live, before=self._old)
+        self._switch = self._access.connect(target.maintenance)
+        with self._access.answered(f"renaming database {target.live}"):
+            self._switch.execute("SET lock_timeout = '60s'")
+            self._switch.execute("BEGIN")
+            if target.live_oid is not None:
+                self._rename(self._switch, target.live, self._old, target.live_oid)
+            new_oid = value(self._switch, "SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = %s", [self._new])
+            self._rename(self._switch, self._new, target.live, new_oid)
+            limit = (target.database or {}).get("connection_limit", -1)
+            if limit != -1:
+                self._switch.execute(statement("ALTER DATABASE {} CONNECTION LIMIT {}", identifier(target.live), str(int(limit))))
+
+    def _rename(self, connection: Connection, name: str, new_name: str, oid: int) -> None:
+        """Rename while a second session ends whoever is connected; clients that come back at once wait for the rename."""
+        import psycopg
+
+        text = statement("ALTER DATABASE {} RENAME TO {}", identifier(name), identifier(new_name))
+        with _ending_sessions(self._access, self._target.maintenance, oid):
+            for attempt in range(6):
+                connection.execute("SAVEPOINT before_rename")
+                try:
+                    connection.execute(text)
+                    return
+                except psycopg.errors.ObjectInUse:
+                    connection.execute("ROLLBACK TO SAVEPOINT before_rename")
+                    if attempt == 5 or process.stopping():
+                        raise
+
+    def complete(self) -> None:
+        """COMMIT: from now on the restored database is the live one."""
+        if self._switch is None:
+            raise BackupError("the switch of PostgreSQL was not begun")
+        with self._access.answered("making the renamed databases final"):
+            self._switch.execute("COMMIT")
+        self._final, self._made = True, False
+        self._switch.close()
+        self._switch = None
+
+    def abort(self) -> None:
+        """Take the renames back and drop the new database. Raises BackupError once the switch is final."""
+        if self._final:
+            raise BackupError(f"database {self._target.live} is already the restored one; the old one is {self._old}")
+        if self._switch is not None:
+            with contextlib.suppress(Exception):  # a broken connection has rolled back by itself
+                self._switch.execute("ROLLBACK")
+            self._switch.close()
+            self._switch = None
+        if self._made:
+            self._component.drop_database(self._new)
+            self._made = False
+
+    def state(self) -> str:
+        """What is live, and where the old data lies."""
+        live = self._target.live or self._settings.database
+        if not self._final:
+            return f"database {live} is the old one, untouched"
+        if self._target.live_oid is None:
+            return f"database {live} is the restored one; there was none before"
+        return f"database {live} is the restored one; the old data lies in database {self._old}"
+
+    def close(self) -> None:
+        """Remove the decompressed file."""
+        for path in (self._file, self._file.with_suffix(".list")):
+            path.unlink(missing_ok=True)
+        if self._switch is not None:
+            self._switch.close()
+            self._switch = None
+
+
+def _new_file(path: Path) -> IO[bytes]:
+    """A new file that only we may read, open for writing. Raises BackupError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor: int = process.guarded(lambda: os.open(path, flags, 0o600), f"making {path}")
+    return os.fdopen(descriptor, "wb")
+
+
+@contextlib.contextmanager
+def _ending_sessions(access: Access, maintenance: str, oid: int) -> Iterator[None]:
+    """End the sessions of a database again and again, from a connection of our own, for the length of the block."""
+    enough = threading.Event()
+    connection = access.connect(maintenance)
+
+    def work() -> None:
+        import psycopg
+
+        while not enough.is_set():
+            for pid, _, _, ours in rows(connection, _SESSIONS, [oid]):
+                if ours:
+                    with contextlib.suppress(psycopg.Error):
+                        connection.execute("SELECT pg_catalog.pg_terminate_backend(%s)", [pid])
+            enough.wait(0.02)
+
+    thread = threading.Thread(target=work, name="ending-sessions", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
+        connection.close()
+
+
+_LISTS = {"search_path", "temp_tablespaces", "session_preload_libraries", "local_preload_libraries", "shared_preload_libraries"}
+_SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(?:\.[A-Za-z_][A-Za-z0-9_$]*)*")
+
+
+def _setting(text: str) -> str:
+    """`name=value` from pg_db_role_setting as SET writes it; lists are stored with their own quotes (as in pg_dump)."""
+    name, _, content = text.partition("=")
+    if not _SETTING_NAME.fullmatch(name):
+        name = identifier(name)
+    if name.lower() not in _LISTS:
+        return f"{name} TO {literal(content)}"
+    parts = [
+        quoted.replace('""', '"') if quoted else bare for quoted, bare in re.findall(r'"((?:[^"]|"")*)"|([^\s,"]+)', content)
+    ]
+    return f"{name} TO {', '.join(map(literal, parts)) or literal('')}"
+
+
+def _furniture(database: str, facts: dict[str, Any], target: Target) -> list[str]:
+    """The statements that give a database its recorded comment, grants and settings."""
+    name = identifier(database)
+    texts = [f"COMMENT ON DATABASE {name} IS {literal(facts['comment'])}"] if facts["comment"] else []
+    grants = facts["grants"]
+    if grants is not None and not target.no_privileges:
+        texts.append(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")
+        for role, privilege, grantable in grants:
+            to = identifier(role) if role else "PUBLIC"
+            texts.append(f"GRANT {privilege} ON DATABASE {name} TO {to}" + (" WITH GRANT OPTION" if grantable else ""))
+    for role, text in facts["settings"]:
+        whose = f"ALTER ROLE {identifier(role)} IN DATABASE {name}" if role else f"ALTER DATABASE {name}"
+        texts.append(f"{whose} SET {_setting(text)}")
+    return texts
+
+
+# ------------------------------------------------------------------------------------------------------- the component
+
+
+class PostgresqlComponent(Component):
+    """PostgreSQL: one database."""
+
+    name = "postgresql"
+    prefix = "db"
+    extension = ".dump"
+    label = "Database"
+    title = "Database Backup"
+
+    def __init__(self, context: Context):
+        super().__init__(context)
+        self.access = Access(self.settings.postgresql)
+
+    @functools.cached_property
+    def moment(self) -> str:
+        """The time in the names of the databases that a restore makes: what the plan says is what is made."""
+        return clock.set_id(clock.now())
+
+    # Looking
+
+    def probe(self) -> Probe:
+        """Reachable? Rights, tools, versions, size."""
+        probe = Probe()
+        try:
+            with contextlib.closing(self.access.connect()) as connection, self.access.answered("looking at the database"):
+                self._look_at(connection, probe)
+        except BackupError as error:
+            probe.problems.append(str(error))
+        return probe
+
+    def _look_at(self, connection: Connection, probe: Probe) -> None:
+        server = major_of(connection)
+        probe.facts["server"] = version_of(connection)
+        if server < OLDEST_SERVER:
+            probe.problems.append(f"{version_of(connection)} is too old: {OLDEST_SERVER} and newer are supported")
+        for program in ("pg_dump", "pg_restore"):
+            try:
+                tool = find_tool(program, self.settings.postgresql.bin_dir, server)
+                probe.facts[program] = tool.version
+                probe.warnings += tool_warnings(tool, server) if program == "pg_dump" else []
+            except BackupError as error:
+                probe.problems.append(str(error))
+        found = relations(connection)
+        sorted_out = inventory(found, self.settings.postgresql, standby=on_standby(connection))
+        probe.problems += self._rights(connection, sorted_out) + self._torn_references(connection, sorted_out)
+        query = """SELECT coalesce(sum(pg_catalog.pg_table_size(oid)), 0)::bigint FROM pg_catalog.pg_class WHERE oid = ANY(%s)"""
+        large = value(connection, "SELECT pg_catalog.pg_table_size('pg_catalog.pg_largeobject')")
+        probe.raw_bytes = int(value(connection, query, [[one.oid for one in sorted_out.tables]])) + int(large)
+        patterns = self.settings.postgresql.include_tables
+        if patterns and not sorted_out.tables:
+            probe.problems.append(f"no table matches include_tables ({', '.join(patterns)}): nothing would be backed up")
+        elif sorted_out.excluded:
+            probe.warnings.append(f"the rows of {listed(one.key for one in sorted_out.excluded)} are left out")
+
+    def _rights(self, connection: Connection, found: Inventory) -> list[str]:
+        """pg_dump locks and reads every table, and stops at the first that it may not."""
+        problems = []
+        role = value(connection, "SELECT current_user")
+        query = """
+          SELECT c.oid::bigint, CASE WHEN c.relkind = 'S' THEN pg_catalog.has_sequence_privilege(c.oid, 'SELECT')
+            ELSE pg_catalog.has_table_privilege(c.oid, 'SELECT') END
+            AND pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'), pg_catalog.row_security_active(c.oid)
+          FROM pg_catalog.pg_class c WHERE c.oid = ANY(%s)"""
+        wanted = {one.oid: one for one in (*found.lockable, *found.sequences)}
+        facts = rows(connection, query, [list(wanted)])
+        closed = [wanted[oid].key for oid, readable, _ in facts if not readable]
+        if closed:
+            problems.append(
+                f"role {role} may not read {len(closed)} tables or sequences ({listed(closed)}): "
+                f"GRANT pg_read_all_data TO {identifier(role)}, or back up as their owner"
+            )
+        guarded = [wanted[oid].key for oid, readable, guard in facts if readable and guard]
+        if guarded:
+            problems.append(
+                f"row level security hides rows of {listed(guarded)} from role {role}, also from their owner where it is forced: "
+                f"ALTER ROLE {identifier(role)} BYPASSRLS, or back up as a superuser"
+            )
+        return problems
+
+    def _torn_references(self, connection: Connection, found: Inventory) -> list[str]:
+        """Rows that are backed up must not refer to rows that are not: such a set could never be restored."""
+        query = """SELECT DISTINCT conrelid::bigint, confrelid::bigint FROM pg_catalog.pg_constraint
+          WHERE contype = 'f' AND conrelid = ANY(%s) AND confrelid = ANY(%s)"""
+        inside, outside = {one.oid: one.key for one in found.tables}, {one.oid: one.key for one in found.excluded}
+        return [
+            f"{inside[one]} refers to {outside[other]}, whose rows are left out: leave out both, or neither"
+            for one, other in rows(connection, query, [list(inside), list(outside)])
+        ]
+
+    def look(self) -> str:
+        """The guide's `SELECT COUNT(*) FROM memories`."""
+        with contextlib.closing(self.access.connect()) as connection, self.access.answered("counting the memories"):
+            connection.execute("RESET search_path")
+            count = value(connection, "SELECT count(*) FROM memories")
+            return f"{count} memories"
+
+    # Backing up
+
+    def open_cut(self, ready: Callable[[], None], level: str) -> Cut:
+        """Lock the tables, wait for the other stores, export the snapshot."""
+        cut = PostgresqlCut(self, level)
+        try:
+            cut.open(ready)
+        except BaseException:
+            cut.close()
+            raise
+        return cut
+
+    def examine(self, source: Source, pieces: Iterator[bytes]) -> Examination:
+        """Walk the archive; rows of every table against the manifest."""
+        examination = Examination("Database backup is valid PostgreSQL dump")
+        try:
+            archive = pgarchive.walk(pieces)
+        except VerificationError as error:
+            examination.faults.append(str(error))
+            for _ in pieces:  # what follows is read as well, for its digest
+                pass
+            return examination
+        examination.faults += archive.faults
+        counted = {table_key(*name): count for name, count in archive.rows().items()}
+        examination.facts = {
+            "server": archive.server_version,
+            "tool": archive.dump_version,
+            "tables": len(counted),
+            "rows": sum(count or 0 for count in counted.values()),
+            "large_objects": archive.large_objects(),
+        }
+        recorded = (source.entry or {}).get("fingerprint")
+        if recorded:
+            examination.faults += _held_against(recorded, counted, archive.large_objects())
+        return examination
+
+    # Restoring
+
+    def plan_restore(self, source: Source, options: RestoreOptions) -> RestorePlan:
+        """Versions, rights, roles, extensions, sessions; a scratch database is made and dropped."""
+        return Assessment(self, source, options).make().plan
+
+    def restoration(self, source: Source, options: RestoreOptions) -> Restoration:
+        """The restore itself, not yet begun."""
+        return PostgresqlRestoration(self, source, options)
+
+    def extract(self, source: Source, what: str, target: Path, form: str) -> str:
+        """One table as csv (the default) or sql; `what` is table or schema.table."""
+        form = form or "csv"
+        if form not in ("csv", "sql"):
+            raise UsageError(f"a table can be extracted as csv or sql, not as {form}")
+        archive = pgarchive.contents(source.pieces())
+        schema, name = _find_table(archive, what)
+        if form == "csv":
+            return self._extract_csv(source, schema, name, target)
+        return self._extract_sql(source, archive, schema, name, target)
+
+    def _extract_csv(self, source: Source, schema: str, name: str, target: Path) -> str:
+        with _new_file(target) as file:
+            try:
+                count = process.guarded(lambda: pgarchive.rows_of(source.pieces(), schema, name, file), f"writing {target}")
+            except BaseException:
+                target.unlink(missing_ok=True)
+                raise
+        return f"{count} rows of {table_key(schema, name)} written to {target} as CSV"
+
+    def _extract_sql(self, source: Source, archive: Archive, schema: str, name: str, target: Path) -> str:
+        made_by = pgarchive.major(archive.dump_version)
+        tool = find_tool("pg_restore", self.settings.postgresql.bin_dir, made_by)
+        command = [tool.path, "--file=-", f"--schema={identifier(schema)}", f"--table={name}"]
+        with _new_file(target) as file:
+            try:
+                with process.Child(command, stdin=subprocess.PIPE, stdout=file) as child:
+                    with contextlib.suppress(BrokenPipeError):
+                        for piece in source.pieces():
+                            child.stdin.write(piece)
+                    with contextlib.suppress(BrokenPipeError):
+                        child.stdin.close()
+                    child.wait()
+            except BaseException:
+                target.unlink(missing_ok=True)
+                raise
+        return f"table {table_key(schema, name)} written to {target} as SQL (pg_restore {tool.version})"
+
+    def clean_up(self, step: dict[str, Any]) -> None:
+        """Drop the scratch or half-restored database that a killed run's journal names, where it is still there."""
+        name = str(step.get("database", ""))
+        if not _OURS.search(name):
+            return
+        here = [self.settings.postgresql.host, self.settings.postgresql.port]
+        if step.get("server") != here:
+            raise BackupError(f"database {name} was left behind on another server, {step.get('server')}: drop it there")
+        self.drop_database(name)
+
+    # Shared
+
+    def maintenance(self) -> tuple[str, Connection]:
+        """A database to connect to while the other is made, renamed or dropped, and a connection to it. Raises BackupError."""
+        configured = self.settings.postgresql.maintenance_database
+        try:
+            return configured, self.access.connect(configured)
+        except BackupError:
+            with contextlib.suppress(BackupError):
+                return "template1", self.access.connect("template1")
+            raise
+
+    def live_name(self, connection: Connection) -> str:
+        """The name of the database that is backed up and restored."""
+        if name := self.access.parameters().get("dbname"):
+            return str(name)
+        with contextlib.suppress(BackupError), contextlib.closing(self.access.connect()) as own:
+            return str(value(own, "SELECT pg_catalog.current_database()"))
+        return self.settings.postgresql.database
+
+    def journal_database(self, step: str, name: str, **facts: Any) -> None:
+        """Write down a database's name before it is made."""
+        here = [self.settings.postgresql.host, self.settings.postgresql.port]
+        self.context.journal(step, component=self.name, database=name, server=here, **facts)
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database that we made, with its sessions, where it is there. Raises BackupError."""
+        _, connection = self.maintenance()
+        with contextlib.closing(connection), self.access.answered(f"dropping database {name}"):
+            connection.execute(statement("DROP DATABASE IF EXISTS {} WITH (FORCE)", identifier(name)))
+
+
+def _held_against(recorded: dict[str, Any], counted: dict[str, int | None], large_objects: int) -> list[str]:
+    """Rows in the archive against the rows that were counted in the dump's snapshot."""
+    faults = []
+    for name, facts in recorded["tables"].items():
+        if name not in counted:
+            faults.append(f"the dump has no data of table {name}, which had {facts['rows']} rows")
+        elif counted[name] is not None and counted[name] != facts["rows"]:
+            faults.append(f"the dump has {counted[name]} rows of table {name}, and the manifest says {facts['rows']}")
+    for name in sorted(counted.keys() & set(recorded["excluded"])):
+        faults.append(f"the dump has rows of table {name}, which the manifest says are left out")
+    expected = recorded["large_objects"]["count"]
+    if large_objects != expected:
+        faults.append(f"the dump has {large_objects} large objects, and the manifest says {expected}")
+    return faults
+
+
+def _find_table(archive: Archive, what: str) -> tuple[str, str]:
+    """The one table of an archive that a person means by `what`. Raises UsageError."""
+    tables = [(entry.namespace, entry.tag) for entry in archive.entries if entry.kind == "TABLE DATA"]
+    exact = [one for one in tables if what in (table_key(*one), ".".join(one))]
+    found = exact or [one for one in tables if what == one[1]]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"{what} is ambiguous: {listed(table_key(*one) for one in found)}")
+    raise UsageError(f"the dump has no table {what}: it has {listed((table_key(*one) for one in tables), 20)}")
