@@ -682,7 +682,7 @@ class ConfigRestoration(Restoration):
     def _expected(self) -> list[Entry]:
         return [entry for placement in self._placements for entry in placement.entries(self._listing)]
 
-    def _compared(self, where: Callable[[Placement], bytes]) -> Comparison:
+    def _compared(self, where: Callable[[Placement], bytes], *, times: bool) -> Comparison:
         expected = self._expected()
         roots = [placement.root._replace(path=where(placement)) for placement in self._placements]
         present = [root for root in roots if os.path.lexists(root.path)]
@@ -691,7 +691,7 @@ class ConfigRestoration(Restoration):
         if not self._listing.sha256:  # the top and what lies above a member need not be in such an archive
             found = [entry for entry in found if entry.name in names or entry.kind != filetree.DIRECTORY]
         owners = os.geteuid() == 0
-        told = filetree.differences(expected, found, owners=owners, attributes=not self._refused)
+        told = filetree.differences(expected, found, owners=owners, attributes=not self._refused, times=times)
         comparison = Comparison(compared=len(expected), differences=told)
         if not owners:
             comparison.not_compared.append("owners: only root can give files back to them")
@@ -704,7 +704,7 @@ class ConfigRestoration(Restoration):
         return comparison
 
     def check(self) -> Comparison:
-        return self._compared(lambda placement: self._stages[placement].tree)
+        return self._compared(lambda placement: self._stages[placement].tree, times=True)
 
     def commit(self) -> None:
         for placement in self._placements:
@@ -744,7 +744,8 @@ class ConfigRestoration(Restoration):
         self._final = True
 
     def compare(self) -> Comparison:
-        return self._compared(lambda placement: placement.target)
+        # The application may be at work already: a directory's time says nothing about what was restored into it.
+        return self._compared(lambda placement: placement.target, times=False)
 
     def abort(self) -> None:
         failures = []

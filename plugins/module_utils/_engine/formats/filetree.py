@@ -87,7 +87,7 @@ class Root(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What is recorded of one file, directory or link: everything that a restore must bring back, times apart."""
+    """What is recorded of one file, directory or link: everything that a restore must bring back."""
 
     name: str
     kind: str
@@ -101,13 +101,13 @@ class Entry(NamedTuple):
     link: str
     attributes: str
     """SHA-256 over the extended attributes and access lists; empty where there are none."""
+    mtime_ns: int
 
 
 class Item(NamedTuple):
-    """An entry met on the disk, with what only the archive needs: its time (ns), attributes and content."""
+    """An entry met on the disk, with what only the archive needs: its attributes and content."""
 
     entry: Entry
-    mtime_ns: int
     attributes: dict[str, bytes]
     content: IO[bytes] | None
 
@@ -120,6 +120,21 @@ class Sink(Protocol):
 
 
 # --- reading the disk ----------------------------------------------------------------------------------------------
+
+
+def _through(above: int, name: bytes) -> bytes:
+    """A path to a name in an open directory, for calls that take no directory (attributes of links)."""
+    return b"/proc/self/fd/%d/%b" % (above, name)
+
+
+@contextlib.contextmanager
+def _opened(name: bytes, above: int, flags: int = os.O_RDONLY | os.O_DIRECTORY) -> Iterator[int]:
+    """What a name in an open directory stands for, opened without following a link."""
+    descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=above)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 @functools.cache
@@ -233,6 +248,10 @@ def _read_file(path: bytes, content: IO[bytes] | None) -> tuple[os.stat_result, 
     )
 
 
+def _refuse(error: OSError, path: bytes) -> None:
+    raise BackupError(os_sentence(error, f"reading {shown(path)}")) from error
+
+
 def read_tree(
     roots: Iterable[Root],
     *,
@@ -247,8 +266,7 @@ def read_tree(
     """
     found = []
     for root in roots:
-        with telling(f"reading {shown(root.path)}"):
-            found += list(walk(root, avoid))
+        found += list(walk(root, avoid, _refuse))
     first_names: dict[tuple[int, int], Entry] = {}
     for name, path, status in sorted(found, key=lambda one: raw(one[0])):
         with telling(f"reading {shown(path)}"), contextlib.ExitStack() as open_files:
@@ -290,12 +308,13 @@ def _item(name: str, path: bytes, status: os.stat_result, content: Any, first_na
         sha256=digest,
         link=link,
         attributes=_attributes_digest(attributes),
+        mtime_ns=status.st_mtime_ns,
     )
     if kind == FILE and status.st_nlink > 1:
         first = first_names.setdefault((status.st_dev, status.st_ino), entry)
         if first is not entry:
             entry = entry._replace(kind=HARD_LINK, link=first.name)
-    return Item(entry, status.st_mtime_ns, attributes, content if entry.kind == FILE else None)
+    return Item(entry, attributes, content if entry.kind == FILE else None)
 
 
 # --- writing an archive --------------------------------------------------------------------------------------------
@@ -338,10 +357,10 @@ def _header(item: Item) -> bytes:
     info.mode, info.uid, info.gid, info.uname, info.gname = entry.mode, entry.uid, entry.gid, entry.user, entry.group
     info.size = entry.size if entry.kind == FILE else 0
     info.linkname = entry.link
-    info.mtime, rest = divmod(item.mtime_ns, 10**9)
+    info.mtime, rest = divmod(entry.mtime_ns, 10**9)
     records: dict[str, str] = {}
     if rest:
-        records["mtime"] = f"{Decimal(item.mtime_ns).scaleb(-9):f}"
+        records["mtime"] = f"{Decimal(entry.mtime_ns).scaleb(-9):f}"
     for name, value in sorted(item.attributes.items()):
         # GNU tar's xheader.c: these two would end the keyword too early
         records[_XATTR + name.replace("%", "%25").replace("=", "%3D")] = text(value)
@@ -441,6 +460,7 @@ def _entry(info: tarfile.TarInfo, name: str, kind: str, digest: str, first: Entr
         sha256=first.sha256 if first else digest,
         link=first.name if first else info.linkname if kind == LINK else "",
         attributes=_attributes_digest(_attributes(info)),
+        mtime_ns=_mtime_ns(info),
     )
 
 
@@ -538,14 +558,20 @@ def _hold_against_list(listing: Listing, own: bytes) -> None:
 
 
 def canonical(entries: Iterable[Entry]) -> list[Entry]:
-    """The entries in the order of their names, the first name of each file being the file and the others its hard links."""
-    groups: dict[str, Entry] = {}
+    """The entries in the order of their names, the first name of each file being the file and the others its hard links.
+
+    All names of a file get the facts that stand with its content: tar writes attributes there only.
+    """
+    entries = list(entries)
+    contents = {entry.name: entry for entry in entries if entry.kind == FILE}
+    first_names: dict[str, str] = {}
     ordered = []
     for entry in sorted(entries, key=lambda one: raw(one.name)):
         if entry.kind in (FILE, HARD_LINK):
-            first = groups.setdefault(entry.link or entry.name, entry)
-            kind = FILE if first is entry else HARD_LINK
-            entry = entry._replace(kind=kind, link="" if kind == FILE else first.name)
+            content = contents[entry.link or entry.name]
+            first = first_names.setdefault(content.name, entry.name)
+            link = "" if first == entry.name else first
+            entry = content._replace(name=entry.name, kind=HARD_LINK if link else FILE, link=link)
         ordered.append(entry)
     return ordered
 
@@ -580,7 +606,14 @@ def _climbs(entry: Entry) -> bool:
     return False
 
 
-def differences(expected: Iterable[Entry], found: Iterable[Entry], *, owners: bool = True, attributes: bool = True) -> list[str]:
+def differences(
+    expected: Iterable[Entry],
+    found: Iterable[Entry],
+    *,
+    owners: bool = True,
+    attributes: bool = True,
+    times: bool = True,
+) -> list[str]:
     """What differs, a sentence a file. An owner is equal by name or by number."""
     theirs = {entry.name: entry for entry in found}
     told = []
@@ -598,6 +631,7 @@ def differences(expected: Iterable[Entry], found: Iterable[Entry], *, owners: bo
         if owners and not _same_owner(entry, other):
             facts.append("its owner")
         facts += ["its attributes or access list"] if attributes and entry.attributes != other.attributes else []
+        facts += ["its time"] if times and entry.mtime_ns != other.mtime_ns else []
         if facts:
             told.append(f"{name} differs: {', '.join(facts)}")
     return told + [f"{shown(name)} is there and should not be" for name in theirs]
@@ -707,7 +741,7 @@ class Stage:
     def _finish_link(self, above: int, name: bytes, info: tarfile.TarInfo) -> None:
         if os.geteuid() == 0:
             os.chown(name, *_owner(info), dir_fd=above, follow_symlinks=False)
-        self.refused |= _set_attributes(b"/proc/self/fd/%d/%b" % (above, name), _attributes(info))
+        self.refused |= _set_attributes(_through(above, name), _attributes(info))
         time_ns = _mtime_ns(info)
         os.utime(name, ns=(time_ns, time_ns), dir_fd=above, follow_symlinks=False)
 
@@ -782,7 +816,7 @@ def settle(staged: bytes, live: bytes, pinned: Collection[bytes]) -> None:
         try:
             target = os.open(above_live, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                _settle_one(source, name, target, live_name, live, pinned)
+                _Settling(pinned).one(source, name, target, live_name, live)
                 os.fsync(target)
             finally:
                 os.close(target)
@@ -797,40 +831,6 @@ def _is_directory(above: int, name: bytes) -> bool | None:
         return None
 
 
-def _settle_one(source: int, name: bytes, target: int, live_name: bytes, path: bytes, pinned: Collection[bytes]) -> None:
-    directory, present = _is_directory(source, name), _is_directory(target, live_name)
-    if present is not None and directory != present:
-        _remove(target, live_name, path, pinned)
-    if directory is None:
-        _remove(target, live_name, path, pinned)
-    elif directory:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(live_name, 0o700, dir_fd=target)
-        new = os.open(name, _OPEN_DIRECTORY, dir_fd=source)
-        try:
-            old = os.open(live_name, _OPEN_DIRECTORY, dir_fd=target)
-            try:
-                _settle_directory(new, old, path, pinned)
-            finally:
-                os.close(old)
-        finally:
-            os.close(new)
-    else:
-        _put(source, name, target, live_name, path in pinned)
-
-
-def _settle_directory(new: int, old: int, path: bytes, pinned: Collection[bytes]) -> None:
-    wanted = {os.fsencode(one) for one in os.listdir(new)}
-    status = os.fstat(new)
-    for one in map(os.fsencode, os.listdir(old)):
-        if one not in wanted and not one.startswith(STAGE_PREFIX):
-            _remove(old, one, path + b"/" + one, pinned)
-    for one in sorted(wanted):
-        _settle_one(new, one, old, one, path + b"/" + one, pinned)
-    _copy_metadata(new, old, status)
-    os.fsync(old)
-
-
 def _copy_metadata(source: int, target: int, status: os.stat_result) -> None:
     if os.geteuid() == 0:
         os.fchown(target, status.st_uid, status.st_gid)
@@ -839,48 +839,85 @@ def _copy_metadata(source: int, target: int, status: os.stat_result) -> None:
     os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
 
 
-def _put(source: int, name: bytes, target: int, live_name: bytes, in_place: bool) -> None:
-    if not in_place:
+class _Settling:
+    """One run of `settle`: everything is named relative to open directories, which are opened without following links."""
+
+    def __init__(self, pinned: Collection[bytes]):
+        self._pinned = pinned
+        self._copied: dict[tuple[int, int], bytes] = {}
+
+    def one(self, source: int, name: bytes, target: int, live_name: bytes, path: bytes) -> None:
+        """Put `name` of the directory `source` into the place of `live_name` in `target`; `path` is that place's."""
+        directory, present = _is_directory(source, name), _is_directory(target, live_name)
+        if present is not None and directory != present:
+            _remove(target, live_name, path, self._pinned)
+        if directory:
+            self._directory(source, name, target, live_name, path)
+        elif directory is not None:
+            self._put(source, name, target, live_name, path)
+
+    def _directory(self, source: int, name: bytes, target: int, live_name: bytes, path: bytes) -> None:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(live_name, 0o700, dir_fd=target)
+        with _opened(name, source) as new, _opened(live_name, target) as old:
+            wanted = {os.fsencode(one) for one in os.listdir(new)}
+            status = os.fstat(new)
+            for one in map(os.fsencode, os.listdir(old)):
+                if one not in wanted and not one.startswith(STAGE_PREFIX):
+                    _remove(old, one, path + b"/" + one, self._pinned)
+            for one in sorted(wanted):
+                self.one(new, one, old, one, path + b"/" + one)
+            _copy_metadata(new, old, status)
+            os.fsync(old)
+
+    def _put(self, source: int, name: bytes, target: int, live_name: bytes, path: bytes) -> None:
+        if path in self._pinned:
+            self._overwrite(source, name, target, live_name)
+            return
         try:
             os.rename(name, live_name, src_dir_fd=source, dst_dir_fd=target)
-            return
         except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EBUSY):
+            if error.errno == errno.EBUSY:
+                self._overwrite(source, name, target, live_name)
+            elif error.errno == errno.EXDEV:
+                self._copy(source, name, target, live_name, path)
+            else:
                 raise
-            in_place = error.errno == errno.EBUSY
-    if stat.S_ISLNK(os.stat(name, dir_fd=source, follow_symlinks=False).st_mode):
-        temporary = STAGE_PREFIX + live_name[:200]
-        _unlink(target, temporary)
-        os.symlink(os.readlink(name, dir_fd=source), temporary, dir_fd=target)
-        os.rename(temporary, live_name, src_dir_fd=target, dst_dir_fd=target)
-        return
-    _copy_over(source, name, target, live_name, in_place)
 
+    def _overwrite(self, source: int, name: bytes, target: int, live_name: bytes) -> None:
+        """In place: who has this very file mounted sees the new content."""
+        with _opened(live_name, target, os.O_WRONLY | os.O_TRUNC) as old:
+            self._fill(source, name, old)
 
-def _copy_over(source: int, name: bytes, target: int, live_name: bytes, in_place: bool) -> None:
-    temporary = live_name if in_place else STAGE_PREFIX + live_name[:200]
-    if not in_place:
-        _unlink(target, temporary)
-    new = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
-    try:
-        flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_TRUNC if in_place else os.O_CREAT | os.O_EXCL)
-        old = os.open(temporary, flags, 0o600, dir_fd=target)
-        try:
+    def _fill(self, source: int, name: bytes, old: int) -> None:
+        with _opened(name, source, os.O_RDONLY) as new:
             with open(old, "wb", closefd=False) as copy:
                 _copy(new, copy)
             _copy_metadata(new, old, os.fstat(new))
             os.fsync(old)
-        finally:
-            os.close(old)
-    finally:
-        os.close(new)
-    if not in_place:
+
+    def _copy(self, source: int, name: bytes, target: int, live_name: bytes, path: bytes) -> None:
+        """Across two mounts: a copy under another name, then renamed; hard links are made anew."""
+        status = os.stat(name, dir_fd=source, follow_symlinks=False)
+        temporary = STAGE_PREFIX + live_name[:200]
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=target)
+        first = self._copied.setdefault((status.st_dev, status.st_ino), path)
+        if stat.S_ISLNK(status.st_mode):
+            self._copy_link(source, name, target, temporary, status)
+        elif first != path:
+            os.link(first, temporary, dst_dir_fd=target, follow_symlinks=False)
+        else:
+            with _opened(temporary, target, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as old:
+                self._fill(source, name, old)
         os.rename(temporary, live_name, src_dir_fd=target, dst_dir_fd=target)
 
-
-def _unlink(above: int, name: bytes) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=above)
+    def _copy_link(self, source: int, name: bytes, target: int, temporary: bytes, status: os.stat_result) -> None:
+        os.symlink(os.readlink(name, dir_fd=source), temporary, dir_fd=target)
+        if os.geteuid() == 0:
+            os.chown(temporary, status.st_uid, status.st_gid, dir_fd=target, follow_symlinks=False)
+        _set_attributes(_through(target, temporary), attributes_of(_through(source, name)))
+        os.utime(temporary, ns=(status.st_mtime_ns,) * 2, dir_fd=target, follow_symlinks=False)
 
 
 # --- mounts --------------------------------------------------------------------------------------------------------
