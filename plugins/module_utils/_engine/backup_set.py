@@ -23,7 +23,7 @@ from .errors import BackupError, UsageError, VerificationError
 from .manifest import Manifest
 from .process import guarded, os_sentence
 
-COMPONENT_OF = {"db": "postgresql", "redis": "redis", "qdrant": "qdrant", "config": "config"}
+COMPONENT_OF = dict(zip(("db", "redis", "qdrant", "config"), manifest.COMPONENTS, strict=True))
 """First part of a file's name → component, in the guide's order."""
 _NAME = re.compile(
     r"(?:(?P<prefix>db|redis|qdrant|config)_(?P<id>\d{8}_\d{6})(?:\.dump|\.rdb|\.tar)(?:\.gz|\.zst)?"
@@ -54,12 +54,17 @@ def directory(path_text: str, *, write: bool = True) -> Path:
 
 @dataclass(frozen=True)
 class BackupSet:
-    """One set as it lies on the disk. `files` maps component → path, of files that bear the set's ID."""
+    """One set as it lies on the disk. `names` maps component → name of its file, in the guide's order."""
 
     id: str
     directory: Path
-    files: dict[str, Path]
+    names: dict[str, str]
     has_manifest: bool
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """Component → path of the file that bears the set's ID."""
+        return {component: self.directory / name for component, name in self.names.items()}
 
     @property
     def legacy(self) -> bool:
@@ -92,7 +97,7 @@ class BackupSet:
 
 def sets(backup_dir: Path) -> list[BackupSet]:
     """All sets in a backup directory, oldest first."""
-    files: dict[str, dict[str, Path]] = {}
+    files: dict[str, dict[str, str]] = {}
     described: set[str] = set()
     try:
         with os.scandir(backup_dir) as entries:
@@ -105,13 +110,13 @@ def sets(backup_dir: Path) -> list[BackupSet]:
                     if match["kind"] == "json":
                         described.add(match["manifest"])
                 else:
-                    files.setdefault(match["id"], {})[COMPONENT_OF[match["prefix"]]] = backup_dir / entry.name
+                    files.setdefault(match["id"], {})[COMPONENT_OF[match["prefix"]]] = entry.name
     except OSError as error:
         raise BackupError(os_sentence(error, f"reading {backup_dir}")) from error
     order = list(COMPONENT_OF.values())
     hidden = _in_motion(backup_dir)
     return [
-        BackupSet(one, backup_dir, dict(sorted(files[one].items(), key=lambda item: order.index(item[0]))), one in described)
+        BackupSet(one, backup_dir, {name: files[one][name] for name in order if name in files[one]}, one in described)
         for one in sorted(files)
         if clock.is_set_id(one) and one not in hidden and (files[one] or one in described)
     ]
@@ -179,7 +184,7 @@ class Staging:
         self.path = backup_dir / STAGING / name
         if self.path.exists() or any(backup_dir.glob(f"*_{name}.*")):
             raise UsageError(f"there is a set {name} in {backup_dir} already: wait a second and run again")
-        guarded(lambda: self.path.mkdir(mode=0o700, parents=True), f"making {self.path}")
+        guarded(lambda: _make_private(self.path), f"making {self.path}")
         guarded(lambda: journal.sync_directory(self.path.parent), f"making {self.path}")
         self.journal = guarded(lambda: journal.Journal(self.path / "journal"), f"writing {self.path / 'journal'}")
         self.note("begin", id=name)
@@ -226,6 +231,12 @@ class Staging:
         """Give the set up and remove what was made for it."""
         self.journal.close()
         _remove_staging(self.path)
+
+
+def _make_private(path: Path) -> None:
+    """Make a staging directory and, the first time, its parent: for us alone (mkdir's `parents` would follow the umask)."""
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.mkdir(mode=0o700)
 
 
 def _move(staged: Path, backup_dir: Path, names: list[str], note: Callable[..., None]) -> None:
@@ -302,7 +313,7 @@ def remove(backup_dir: Path, doomed: list[BackupSet]) -> None:
         return
     names = [name for one in doomed for name in _names(one)]
     path = backup_dir / STAGING / f"remove-{clock.set_id(clock.now())}"
-    guarded(lambda: path.mkdir(mode=0o700, parents=True, exist_ok=True), f"making {path}")
+    guarded(lambda: _make_private(path), f"making {path}")
     log = journal.Journal(path / "journal")
     guarded(lambda: log.append("remove", files=names), f"writing {log.path}")
     log.close()

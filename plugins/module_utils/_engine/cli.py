@@ -324,11 +324,14 @@ def _list(arguments: argparse.Namespace) -> int:
     if not rows:
         print("There is no set yet: make one with agentmem-backup create")
         return 0
-    print(f"{'ID':15}  {'TYPE':6}  {'AGE':>7}  {'SIZE':>6}  {'VERDICT':14}  COMPONENTS")
+    lines = [f"{'ID':15}  {'TYPE':6}  {'AGE':>7}  {'SIZE':>6}  {'VERDICT':14}  COMPONENTS"]
     for row in rows:
         remark = f"  ({row.remark})" if row.remark else ""
         components = ",".join(row.components)
-        print(f"{row.id:15}  {row.type:6}  {row.age:>7}  {human_size(row.size):>6}  {row.verdict:14}  {components}{remark}")
+        lines.append(
+            f"{row.id:15}  {row.type:6}  {row.age:>7}  {human_size(row.size):>6}  {row.verdict:14}  {components}{remark}"
+        )
+    print("\n".join(lines))
     return 0
 
 

@@ -152,7 +152,7 @@ def _create(directory: Path, set_id: str, settings: Settings, reporter: Collecti
         raise
     alarms = list(described.data["alarms"])
     verdict = history.SUSPICIOUS if alarms else history.VERIFIED
-    history.append(directory, set_id, verdict, "create", depth="full", alarms=alarms, faults=[])
+    history.append(directory, set_id, verdict, "create", depth="full", alarms=alarms, faults=[], summary=described.summary())
     duration = time.monotonic() - begun
     audit.append(directory, "create", verdict, id=set_id, bytes=described.size, digest=described.digest())
     reporter.step(f"set {set_id}: {verdict}, {human_size(described.size)} in {duration:.1f} s")

@@ -45,7 +45,10 @@ def append(backup_dir: Path, set_id: str, verdict: str, by: str, **facts: Any) -
 
 
 def newest(backup_dir: Path) -> dict[str, dict[str, Any]]:
-    """Set → its newest verdict. A set whose verdicts are lost has none, and is then not counted as verified."""
+    """Set → its newest verdict. A set whose verdicts are lost has none, and is then not counted as verified.
+
+    The `summary` of a set (what `list` shows) was written once, with its first verdict, and is carried on.
+    """
     verdicts: dict[str, dict[str, Any]] = {}
     try:
         content = path(backup_dir).read_bytes()
@@ -54,6 +57,9 @@ def newest(backup_dir: Path) -> dict[str, dict[str, Any]]:
     for line in content.split(b"\n"):
         try:
             entry = json.loads(line)
+            before = verdicts.get(entry["id"])
+            if before is not None and "summary" in before:
+                entry.setdefault("summary", before["summary"])
             verdicts[entry["id"]] = entry
         except (ValueError, KeyError, TypeError):
             continue

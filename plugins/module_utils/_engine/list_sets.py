@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from datetime import datetime
 from typing import Any
 
 from . import backup_set, clock, history
@@ -32,31 +32,32 @@ class Row:
 
 
 def list_sets(settings: Settings) -> list[Row]:
-    """All sets in the backup directory, oldest first."""
+    """All sets in the backup directory, oldest first, with what is recorded of them: `verify` looks, this does not."""
     directory = backup_set.directory(settings.backup_dir, write=False)
-    verdicts = history.newest(directory)
-    return [_row(one, verdicts.get(one.id), directory) for one in backup_set.sets(directory)]
+    verdicts, at = history.newest(directory), clock.now()
+    return [_row(one, verdicts.get(one.id), at) for one in backup_set.sets(directory)]
 
 
-def _row(one: backup_set.BackupSet, verdict: dict[str, Any] | None, directory: Path) -> Row:
-    kind, remark, size = "legacy", "", 0
-    try:
-        described = one.manifest
-        if described is not None:
-            kind, size = str(described.data["type"]), described.size
-            remark = "partial" if described.data.get("partial") else ""
-        else:
-            size = one.size()
-    except VerificationError:
-        remark = "its manifest is damaged"
-    except OSError:
-        remark = "a file vanished while it was looked at"
+def _row(one: backup_set.BackupSet, verdict: dict[str, Any] | None, at: datetime) -> Row:
+    summary, remark = _summary(one, verdict)
     return Row(
         one.id,
-        kind,
-        clock.age(clock.id_time(one.id)),
-        size,
-        tuple(one.files),
+        str(summary.get("type", "?")),
+        clock.age(clock.id_time(one.id), at),
+        int(summary.get("size", 0)),
+        tuple(one.names),
         str(verdict["verdict"]) if verdict else "never verified",
-        remark,
+        remark or ("partial" if summary.get("partial") else ""),
     )
+
+
+def _summary(one: backup_set.BackupSet, verdict: dict[str, Any] | None) -> tuple[dict[str, Any], str]:
+    """What was recorded with the set's verdict; where that is lost, what its manifest or the file system says. And a remark."""
+    if one.has_manifest and verdict and isinstance(verdict.get("summary"), dict):
+        return verdict["summary"], ""
+    try:
+        return (one.manifest.summary() if one.manifest else {"type": "legacy", "size": one.size()}), ""
+    except VerificationError:
+        return {"size": one.size()}, "its manifest is damaged"
+    except OSError:
+        return {}, "a file vanished while it was looked at"

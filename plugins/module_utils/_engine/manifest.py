@@ -19,6 +19,8 @@ from . import clock
 from .errors import VerificationError
 
 FORMAT = 1
+COMPONENTS = ("postgresql", "redis", "qdrant", "config")
+"""In the guide's order."""
 _LINE = "=" * 32
 
 
@@ -44,6 +46,10 @@ class Manifest:
         """Size of all files of the set on the disk, in bytes, the manifests left out."""
         return sum(int(entry["bytes"]) for entry in self.components.values())
 
+    def summary(self) -> dict[str, Any]:
+        """What a listing shows, so that it need not read thousands of manifests."""
+        return {"type": self.data["type"], "size": self.size, "partial": bool(self.data.get("partial"))}
+
     def digest(self) -> str:
         """SHA-256 over the canonical form of `data`."""
         return hashlib.sha256(_canonical(self.data)).hexdigest()
@@ -56,14 +62,15 @@ class Manifest:
         """The guide's manifest_ID.txt."""
         date = clock.id_time(self.id).strftime("%Y-%m-%d %H:%M:%S")
         lines = ["AgentMem Backup Manifest", f"Date: {date}", f"Backup ID: {self.id}", _LINE, "", "Backup Files:"]
-        for entry in self.components.values():
+        ordered = [self.components[name] for name in COMPONENTS if name in self.components]
+        for entry in ordered:
             lines += [
                 f"  - {entry['file']}",
                 f"    Size: {human_size(entry['bytes'])}",
                 f"    SHA256: {entry['sha256']}",
                 "",
             ]
-        return "\n".join([*lines, _LINE, f"Total Files: {len(self.components)}", ""])
+        return "\n".join([*lines, _LINE, f"Total Files: {len(ordered)}", ""])
 
 
 def _canonical(data: dict[str, Any]) -> bytes:
