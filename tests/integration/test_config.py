@@ -464,6 +464,17 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(case: Case, monkeypa
     assert case.examine(source).faults == []
 
 
+def test_a_write_that_leaves_the_time_stamp_as_it_was_is_noticed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within one tick of the kernel's clock two writes leave the same time."""
+    target = case.directory / "busy.conf"
+    target.write_bytes(b"version 000")
+    changing(monkeypatch, target, 1)
+    monkeypatch.setattr(filetree, "_unmoved", lambda before, after: True)
+    source = case.dump()
+    with tarfile.open(source.path) as archive:
+        assert archive.extractfile(str(target).lstrip("/")).read() == target.read_bytes() == b"version 001"
+
+
 def test_a_file_that_never_holds_still_fails_in_a_sentence(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     target = case.directory / "busy.conf"
     target.write_bytes(b"version 000")
