@@ -694,8 +694,10 @@ class Qdrant(Server):
                 client.delete(f"/collections/{path_segment(name)}").raise_for_status()
             self._delete_snapshots(client, "")
         if self.kind != "url":
-            for left in self.snapshots.iterdir():  # a collection's folder is made by the server, and only once
-                empty_directory(left) if left.is_dir() else left.unlink()
+            # Folders are made by the server, and only once; without tmp/upload it takes no upload any more.
+            for left in self.snapshots.iterdir():
+                if left.name != "tmp":
+                    empty_directory(left) if left.is_dir() else left.unlink()
 
     def reset(self) -> None:
         """An empty, healthy server: one that is down or cannot be emptied is started anew without its files."""
