@@ -265,7 +265,7 @@ def _restore(arguments: argparse.Namespace) -> int:
         failed = [
             check.text
             for check in restored.checks
-            if check.outcome == "failed" and (asked or check.name in ("memories", "redis"))
+            if check.failed and (asked or check.name in ("memories", "redis"))
         ]
         if not restored.equal:
             return 3

@@ -29,9 +29,9 @@ class PostCheck:
     detail: str
 
     @property
-    def passed(self) -> bool:
-        """Whether it was made and passed."""
-        return self.outcome == PASSED
+    def failed(self) -> bool:
+        """Whether it was made and failed."""
+        return self.outcome == FAILED
 
     @property
     def text(self) -> str:

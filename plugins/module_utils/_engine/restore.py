@@ -338,7 +338,7 @@ class _Run:
             for reason in one.not_compared:
                 self.reporter.warn(f"{name}: not compared: {reason}")
         for check in restored.checks:
-            (self.reporter.step if check.passed else self.reporter.warn)(f"check: {check.text}")
+            (self.reporter.warn if check.failed else self.reporter.step)(f"check: {check.text}")
         differences = [f"{name}: {text}" for name, one in restored.comparisons.items() for text in one.differences]
         if differences:
             self.reporter.warn("the live data differs from what was backed up: " + "; ".join(differences[:10]))
