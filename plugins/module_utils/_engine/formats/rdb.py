@@ -9,6 +9,7 @@ format is that of Redis 2.4 to 8 and Valkey 7.2 to 9, read in their `rdb.c`, `rd
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -123,6 +124,8 @@ class Summary:
     expired: dict[int, Counter[str]] = field(default_factory=dict)
     """The same of the keys whose expiry lies at or before the moment that `walk` was asked about."""
     expired_by: int | None = None
+    first_expiry: int | None = None
+    """When the first key expires, in ms since 1970."""
     functions: int = 0
     modules: set[str] = field(default_factory=set)
     size: int = 0
@@ -464,6 +467,21 @@ def walk(pieces: Iterator[bytes], expired_by: int | None = None) -> Summary:
     return summary
 
 
+def saved_at(head: bytes) -> int | None:
+    """When a dump was begun, in seconds since 1970, out of its first bytes (4 KiB will do); None where it does not say.
+
+    The server writes its own clock into the head of the file, before any key (rdb.c: rdbSaveInfoAuxFields).
+    """
+    window, summary = _Window(iter([head])), Summary()
+    with contextlib.suppress(Damaged, ValueError):
+        _header(window, summary)
+        while window.byte() == _AUX:
+            _other(_AUX, window, summary, 0, None)
+            if "ctime" in summary.aux:
+                return int(summary.aux["ctime"])
+    return None
+
+
 def _header(window: _Window, summary: Summary) -> None:
     magic = window.take(9)
     name, digits = (magic[:6], magic[6:]) if magic[:6] == b"VALKEY" else (magic[:5], magic[5:])
@@ -510,6 +528,8 @@ def _add(summary: Summary, database: int, kind: str, expiry: int | None) -> None
     _types(summary.databases, database)[kind] += 1
     if expiry is not None:
         _types(summary.expiring, database)[kind] += 1
+        if summary.first_expiry is None or expiry < summary.first_expiry:
+            summary.first_expiry = expiry
         if summary.expired_by is not None and expiry <= summary.expired_by:
             _types(summary.expired, database)[kind] += 1
 
