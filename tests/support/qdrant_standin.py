@@ -428,8 +428,7 @@ class Store:
             raise Refused(404, f"Not found: Snapshot {snapshot} not found", plain)
         return path
 
-    def make_snapshot(self, name: str | None = None) -> dict:
-        stamp = now()  # of the request, before the lock: two within one second share a name and a file, as on the server
+    def make_snapshot(self, name: str | None, stamp: str) -> dict:
         with self.lock, scratch() as folder:
             target = self.snapshots_of(name) / f"full-snapshot-{stamp}.snapshot"
             if name:
@@ -528,10 +527,12 @@ ANSWERS: dict[str, Handler] = {
     "GET /collections/{c}/snapshots": lambda store, body, c: store.list_snapshots(c),
     "DELETE /collections/{c}/snapshots/{s}": lambda store, body, c, s: store.delete_snapshot(c, s),
 }
-UNHURRIED: dict[str, Handler] = {  # these take the lock themselves, and may be asked not to wait for them
-    "POST /snapshots": lambda store, body: store.make_snapshot(),
-    "POST /collections/{c}/snapshots": lambda store, body, c: store.make_snapshot(c),
-    "PUT /collections/{c}/snapshots/recover": lambda store, body, c: store.recover_from(c, body),
+# These take the lock themselves, and may be asked not to wait for them. `at` is when the request came, which a snapshot's
+# name tells in whole seconds: two within one second share a name and a file, as on the server.
+UNHURRIED: dict[str, Handler] = {
+    "POST /snapshots": lambda store, body, at: store.make_snapshot(None, at),
+    "POST /collections/{c}/snapshots": lambda store, body, c, at: store.make_snapshot(c, at),
+    "PUT /collections/{c}/snapshots/recover": lambda store, body, c, at: store.recover_from(c, body),
 }
 
 
@@ -668,11 +669,12 @@ def json_route(store: Store, method_and_path: str, handler: Handler) -> Route:
     unhurried = method_and_path in UNHURRIED
 
     async def call(request: Request) -> Response:
+        arguments = request.path_params | ({"at": now()} if unhurried else {})
         body = await request.body()
 
         def work() -> Any:
             with contextlib.nullcontext() if unhurried else store.lock:
-                return handler(store, json.loads(body) if body else {}, **request.path_params)
+                return handler(store, json.loads(body) if body else {}, **arguments)
 
         return await answer(request, work, may_wait=unhurried)
 
