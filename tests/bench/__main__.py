@@ -1,0 +1,98 @@
+# Copyright: (c) 2026, The agentmem.backup maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Command line of script/bench."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from tests.bench import report, rows
+from tests.bench.stand import BenchError, Stand
+from tests.support.data import Scale
+from tests.support.servers import CHECKOUT
+
+PAGE = CHECKOUT / "docs" / "benchmarks.md"
+FULL = {"PostgreSQL": 1000.0, "Redis": 100.0, "vectors": 600.0}
+QUICK = {"PostgreSQL": 100.0, "Redis": 10.0, "vectors": 60.0}
+NAMES = (*rows.ROWS, "memory")
+
+
+def tell(text: str) -> None:
+    """A line about where the run is."""
+    print(text, flush=True)
+
+
+def scale(sizes: dict[str, float], postgres: float = 1.0) -> Scale:
+    """The data's scale; `postgres` makes that store alone smaller."""
+    return Scale.bench(sizes["PostgreSQL"] * postgres, sizes["Redis"], sizes["vectors"])
+
+
+def measure_all(sizes: dict[str, float], names: list[str]) -> report.Findings:
+    """Measure the named rows. A row that fails is told and listed as missing; the others go on."""
+    tell(f"Filling stores: {', '.join(f'{size:g} MB {name}' for name, size in sizes.items())}")
+    with Stand(scale(sizes), tell) as stand:
+        found = report.Findings(sizes, report.facts(stand))
+        for name in names:
+            if name != "memory":
+                tell(f"  {name}")
+                try:
+                    found.results += rows.ROWS[name](stand)
+                except (BenchError, AssertionError) as error:
+                    found.missing.append(f"{name}: {error}")
+                    tell(f"    ✗ {error}")
+        if "memory" in names:
+            measure_memory(stand, sizes, found)
+    found.facts["load after"] = f"{os.getloadavg()[0]:.1f}"
+    return found
+
+
+def measure_memory(stand: Stand, sizes: dict[str, float], found: report.Findings) -> None:
+    """Peaks on this stand and on one with a tenth of its PostgreSQL."""
+    tell("  memory")
+    try:
+        large = rows.peaks(stand)
+        with Stand(scale(sizes, 0.1), tell) as smaller:
+            small = rows.peaks(smaller)
+    except BenchError as error:
+        found.missing.append(f"memory: {error}")
+        tell(f"    ✗ {error}")
+        return
+    found.memory += [report.peak_of(name, small, large) for name in rows.VERBS]
+
+
+def main() -> int:
+    """Run the bench; 0 when every row could be measured, whatever came out."""
+    parser = argparse.ArgumentParser(prog="script/bench", description="Measure ours and the peers and write docs/benchmarks.md.")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the data; writes nothing unless --write is given")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md also after --quick")
+    parser.add_argument(
+        "--only", metavar="ROW", action="append", choices=NAMES, help=f"one row (writes nothing): {', '.join(NAMES)}"
+    )
+    options = parser.parse_args()
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, stop)
+    begun = time.monotonic()
+    found = measure_all(QUICK if options.quick else FULL, options.only or list(NAMES))
+    text = report.page(found)
+    tell("\n" + text)
+    if options.write or not (options.quick or options.only):
+        PAGE.write_text(text, encoding="utf-8")
+        tell(f"written to {Path(PAGE).relative_to(CHECKOUT)}")
+    tell(f"({time.monotonic() - begun:.0f} s)")
+    return 1 if found.missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
