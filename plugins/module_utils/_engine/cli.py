@@ -262,11 +262,7 @@ def _restore(arguments: argparse.Namespace) -> int:
         if arguments.json:
             _print_json(restored.as_dict())
         asked = "health_url" in settings.sources
-        failed = [
-            check.text
-            for check in restored.checks
-            if check.failed and (asked or check.name in ("memories", "redis"))
-        ]
+        failed = [check.text for check in restored.checks if check.failed and (asked or check.name in ("memories", "redis"))]
         if not restored.equal:
             return 3
         if failed:
@@ -459,6 +455,10 @@ class _explained:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, BaseException):
+            cause = error.__cause__ if isinstance(error, BackupError) else error
+            if isinstance(cause, Exception) and not isinstance(cause, (BackupError, OSError)):
+                self._console.trace(cause)
         if isinstance(error, BackupError) and not getattr(error, "told", False):
             problems = getattr(error, "problems", None)
             if problems and len(problems) > 1:

@@ -12,6 +12,7 @@ import contextlib
 import os
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -88,6 +89,11 @@ class Console(Reporter):
         with self._guard:
             self._write("ERROR", text)
             self._say(f"✗ {text}", sys.stderr)
+
+    def trace(self, error: BaseException) -> None:
+        """Where an unexpected error came from: for the log alone, a person gets the sentence."""
+        with self._guard:
+            self._write("TRACE", self.masked("".join(traceback.format_exception(error))))
 
     def advance(self, component: str, done: int, total: int | None) -> None:
         if self._bars is None:
