@@ -37,6 +37,8 @@ except ImportError:  # no wheel for this machine: the same bytes, more slowly
 PIECE = 1024 * 1024
 _IN_FLIGHT = 4
 _SAMPLE = 32 * 1024
+_ZSTD_STEP = 1024
+"""What zstd is given at once: it has no limit on its output, and four bytes can stand for 128 KiB (RFC 8878, 3.1.1.2)."""
 _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"  # RFC 1952: deflate, no name, no time, fastest, unknown system
 
 
@@ -286,15 +288,21 @@ def _unzstd(packed: Iterator[bytes], path: Path) -> Iterator[bytes]:
     import zstandard
 
     decoder = zstandard.ZstdDecompressor().decompressobj()
+    ready = bytearray()
     for piece in packed:
-        if decoder.eof:
-            raise VerificationError(f"{path} is damaged: something follows the end of its zstd frame")
-        try:
-            raw = decoder.decompress(piece)
-        except zstandard.ZstdError as error:
-            raise VerificationError(f"{path} is damaged: zstd says {error}") from None
-        for start in range(0, len(raw), 4 * PIECE):
-            yield raw[start : start + 4 * PIECE]
+        for start in range(0, len(piece), _ZSTD_STEP):
+            if decoder.eof:
+                raise VerificationError(f"{path} is damaged: something follows the end of its zstd frame")
+            try:
+                ready += decoder.decompress(piece[start : start + _ZSTD_STEP])
+            except zstandard.ZstdError as error:
+                raise VerificationError(f"{path} is damaged: zstd says {error}") from None
+            if len(ready) >= PIECE:
+                for at in range(0, len(ready), 4 * PIECE):
+                    yield bytes(ready[at : at + 4 * PIECE])
+                ready.clear()
+    if ready:
+        yield bytes(ready)
     if not decoder.eof or decoder.unused_data:
         raise VerificationError(f"{path} is damaged: its zstd frame does not end where the file ends")
 
