@@ -37,7 +37,7 @@ from typing import IO, TYPE_CHECKING, Any
 from .. import clock, process
 from ..errors import BackupError, Cancelled, ToolError, UsageError, VerificationError, one_line
 from ..formats import pgarchive
-from ..formats.pgarchive import Archive
+from ..formats.pgarchive import Archive, ArchiveError, Entry
 from ..pipeline import PIECE, Writer
 from ..settings import PostgresqlSettings
 from .base import (
@@ -897,6 +897,14 @@ class Target:
     maintenance: str = ""
 
 
+def _unwanted(entry: Entry, target: Target) -> bool:
+    """Whether a restore must leave an entry out: what the template brought along, and what only its owner may set."""
+    of_extension = entry.kind == "EXTENSION" or (entry.kind == "COMMENT" and entry.tag.startswith("EXTENSION "))
+    if of_extension and not target.own_extensions:
+        return True
+    return entry.kind == "DEFAULT ACL" and target.no_owner
+
+
 def _create_statement(name: str, target: Target) -> bytes:
     """CREATE DATABASE with the encoding and locale that the backup recorded."""
     parts = [statement("CREATE DATABASE {} TEMPLATE {}", identifier(name), identifier(target.template)).decode()]
@@ -935,6 +943,7 @@ class Assessment:
         self._options = options
         self._moment = component.moment
         self._available: dict[str, str] = {}
+        self._refused: list[str] = []
         self._entry = source.entry or {}
 
     def make(self) -> Assessment:
@@ -1038,6 +1047,9 @@ class Assessment:
             )
         elif not_ours:
             self._refuse_roles("own objects in the backup", not_ours, there)
+        defaults = {entry.owner for entry in self._archive.entries if entry.kind == "DEFAULT ACL"}
+        if target.no_owner and defaults:
+            self.plan.warnings.append(f"no default privileges will be restored: they are those of {listed(defaults)}")
         if missing["grantees"] and (target.no_owner or accepted):
             target.no_privileges = True
             self.plan.warnings.append(f"no grants will be restored: the roles {listed(missing['grantees'])} do not exist")
@@ -1080,6 +1092,7 @@ class Assessment:
                 break
         if trouble is None:
             self._warn_of_locale(recorded)
+            self.plan.warnings += [f"will not be restored: {refusal}" for refusal in self._refused]
         elif not trouble.inside:
             self.plan.problems.append(
                 f"a database like the one in the backup cannot be made {self._access.where}: {trouble.said}"
@@ -1134,6 +1147,7 @@ class Assessment:
                 inside.execute("SET search_path = public")
                 for name in extensions:
                     inside.execute(statement("CREATE EXTENSION IF NOT EXISTS {} CASCADE", identifier(name)))
+            self._refused = list(furnish(connection, scratch, self.target))
         except psycopg.Error as error:
             return _Trouble(made, said(error))
         finally:
@@ -1251,7 +1265,8 @@ class PostgresqlRestoration(Restoration):
                 self._access.answered("analyzing the new database"),
             ):
                 inside.execute("ANALYZE")
-            self._furnish(connection)
+            for refusal in furnish(connection, self._new, self._target):
+                self._component.reporter.warn(f"postgresql: not restored: {refusal}")
 
     def _unpack(self) -> Archive:
         """The archive as a file that can be sought in, with the positions that a parallel restore wants."""
@@ -1279,36 +1294,20 @@ class PostgresqlRestoration(Restoration):
         command = [tool.path, "--exit-on-error", "--no-password", f"--jobs={jobs}", f"--dbname={name}"]
         command += ["--no-owner"] if target.no_owner else []
         command += ["--no-privileges"] if target.no_privileges else []
-        command += [] if target.own_extensions else [f"--use-list={self._list_without_extensions(archive)}"]
+        command += self._use_list(archive)
         options = "-c synchronous_commit=off -c maintenance_work_mem=128MB -c default_transaction_read_only=off"
         environment = {**self._access.environment(), "PGOPTIONS": options}
         with process.Child([*command, str(self._file)], env=environment, stdout=None) as child:
             child.wait()
 
-    def _list_without_extensions(self, archive: Archive) -> Path:
-        """A list of what to restore, without the extensions that the template brought along and their comments."""
+    def _use_list(self, archive: Archive) -> list[str]:
+        """The option that names what to restore, where something of the archive must not be."""
+        kept = [entry for entry in archive.entries if not _unwanted(entry, self._target)]
+        if len(kept) == len(archive.entries):
+            return []
         path = self._file.with_suffix(".list")
-        kept = [
-            entry
-            for entry in archive.entries
-            if entry.kind != "EXTENSION" and not (entry.kind == "COMMENT" and entry.tag.startswith("EXTENSION "))
-        ]
         path.write_text("".join(f"{entry.dump_id};\n" for entry in kept))
-        return path
-
-    def _furnish(self, connection: Connection) -> None:
-        """The database's own settings, grants and comment: neither the archive nor the rename brings them along."""
-        import psycopg
-
-        facts = self._target.database
-        if facts is None:
-            return
-        for text in _furniture(self._new, facts, self._target):
-            try:
-                connection.execute(text.encode())
-            except psycopg.Error as error:
-                shown = text.replace(identifier(self._new), identifier(self._target.live))
-                self._component.reporter.warn(f"postgresql: not restored: {one_line(shown, 120)}: {said(error)}")
+        return [f"--use-list={path}"]
 
     # Comparing
 
@@ -1470,18 +1469,36 @@ def _setting(text: str) -> str:
     return f"{name} TO {', '.join(map(literal, parts)) or literal('')}"
 
 
-def _furniture(database: str, facts: dict[str, Any], target: Target) -> list[str]:
-    """The statements that give a database its recorded comment, grants and settings."""
+def furnish(connection: Connection, database: str, target: Target) -> Iterator[str]:
+    """Give a database its recorded comment, grants and settings, which no archive and no rename brings along.
+
+    Yields what was refused, with what the server said: some settings are for superusers only.
+    """
+    import psycopg
+
     name = identifier(database)
-    texts = [f"COMMENT ON DATABASE {name} IS {literal(facts['comment'])}"] if facts["comment"] else []
-    grants = facts["grants"]
-    if grants is not None and not target.no_privileges:
-        texts.append(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")
-        for role, privilege, grantable in grants:
+    for text in _furniture(target):
+        try:
+            connection.execute(statement("{}", text.replace(_PLACE, name)))
+        except psycopg.Error as error:
+            yield f"{one_line(text.replace(_PLACE, identifier(target.live)), 120)}: {said(error)}"
+
+
+_PLACE = "\0"  # no SQL text can hold it
+
+
+def _furniture(target: Target) -> list[str]:
+    facts = target.database
+    if facts is None:
+        return []
+    texts = [f"COMMENT ON DATABASE {_PLACE} IS {literal(facts['comment'])}"] if facts["comment"] else []
+    if facts["grants"] is not None and not target.no_privileges:
+        texts.append(f"REVOKE ALL ON DATABASE {_PLACE} FROM PUBLIC")
+        for role, privilege, grantable in facts["grants"]:
             to = identifier(role) if role else "PUBLIC"
-            texts.append(f"GRANT {privilege} ON DATABASE {name} TO {to}" + (" WITH GRANT OPTION" if grantable else ""))
+            texts.append(f"GRANT {privilege} ON DATABASE {_PLACE} TO {to}" + (" WITH GRANT OPTION" if grantable else ""))
     for role, text in facts["settings"]:
-        whose = f"ALTER ROLE {identifier(role)} IN DATABASE {name}" if role else f"ALTER DATABASE {name}"
+        whose = f"ALTER ROLE {identifier(role)} IN DATABASE {_PLACE}" if role else f"ALTER DATABASE {_PLACE}"
         texts.append(f"{whose} SET {_setting(text)}")
     return texts
 
@@ -1602,7 +1619,7 @@ class PostgresqlComponent(Component):
         examination = Examination("Database backup is valid PostgreSQL dump")
         try:
             archive = pgarchive.walk(pieces)
-        except VerificationError as error:
+        except ArchiveError as error:
             examination.faults.append(str(error))
             for _ in pieces:  # what follows is read as well, for its digest
                 pass
@@ -1654,7 +1671,7 @@ class PostgresqlComponent(Component):
     def _extract_sql(self, source: Source, archive: Archive, schema: str, name: str, target: Path) -> str:
         made_by = pgarchive.major(archive.dump_version)
         tool = find_tool("pg_restore", self.settings.postgresql.bin_dir, made_by)
-        command = [tool.path, "--file=-", f"--schema={identifier(schema)}", f"--table={name}"]
+        command = [tool.path, "--file=-", f"--schema={schema}", f"--table={name}"]
         with _new_file(target) as file:
             try:
                 with process.Child(command, stdin=subprocess.PIPE, stdout=file) as child:
@@ -1731,7 +1748,7 @@ def _find_table(archive: Archive, what: str) -> tuple[str, str]:
     """The one table of an archive that a person means by `what`. Raises UsageError."""
     tables = [(entry.namespace, entry.tag) for entry in archive.entries if entry.kind == "TABLE DATA"]
     exact = [one for one in tables if what in (table_key(*one), ".".join(one))]
-    found = exact or [one for one in tables if what == one[1]]
+    found = exact or [one for one in tables if what in (one[1], identifier(one[1]))]
     if len(found) == 1:
         return found[0]
     if found:

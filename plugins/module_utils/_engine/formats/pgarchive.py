@@ -35,6 +35,11 @@ _ALGORITHMS = {0: "none", 1: "gzip", 2: "lz4", 3: "zstd"}
 _END_OF_ROWS = b"\\.\n\n\n"
 _PLAUSIBLE_STRING = 1 << 30  # PostgreSQL's own limit for a value
 
+
+class ArchiveError(VerificationError):
+    """The archive itself is damaged, cut off or none at all (and not: what it lies in cannot be read)."""
+
+
 Sink = Callable[[bytes], object]
 """Takes the next bytes of a table's rows, as COPY writes them."""
 
@@ -140,11 +145,11 @@ class _Cursor:
         self.at += size
         return self.data[self.at - size : self.at]
 
-    def cut(self) -> VerificationError:
-        return VerificationError(f"the PostgreSQL dump is cut off after {self._start + len(self.data)} bytes")
+    def cut(self) -> ArchiveError:
+        return ArchiveError(f"the PostgreSQL dump is cut off after {self._start + len(self.data)} bytes")
 
-    def bad(self, what: str) -> VerificationError:
-        return VerificationError(f"the PostgreSQL dump is damaged at byte {self.position}: {what}")
+    def bad(self, what: str) -> ArchiveError:
+        return ArchiveError(f"the PostgreSQL dump is damaged at byte {self.position}: {what}")
 
     def byte(self) -> int:
         return self.take(1)[0]
@@ -172,21 +177,21 @@ class _Cursor:
 def _head(cursor: _Cursor) -> Archive:
     try:
         magic = cursor.take(len(_MAGIC))
-    except VerificationError:
+    except ArchiveError:
         magic = b""
     if magic != _MAGIC:
-        raise VerificationError("this is no PostgreSQL dump in custom format (pg_dump -Fc)")
+        raise ArchiveError("this is no PostgreSQL dump in custom format (pg_dump -Fc)")
     version = (cursor.byte(), cursor.byte())
     cursor.byte()  # revision
     if version < OLDEST or version > NEWEST:
         age = "newer" if version > NEWEST else "older"
         shown = ".".join(map(str, version))
-        raise VerificationError(f"the PostgreSQL dump has archive version {shown}: a pg_dump {age} than 9.2 to 18 made it")
+        raise ArchiveError(f"the PostgreSQL dump has archive version {shown}: a pg_dump {age} than 9.2 to 18 made it")
     cursor.int_size, offset_size = cursor.byte(), cursor.byte()
     if cursor.int_size not in (4, 8) or offset_size not in (4, 8):
         raise cursor.bad("numbers of an unknown size")
     if cursor.byte() != _CUSTOM:
-        raise VerificationError("this PostgreSQL dump is no custom-format archive (pg_dump -Fc)")
+        raise ArchiveError("this PostgreSQL dump is no custom-format archive (pg_dump -Fc)")
     # A byte names the algorithm since 1.15; before, a level stood there, and there was only one algorithm.
     compression = _ALGORITHMS.get(cursor.byte(), "unknown") if version >= (1, 15) else ("none", "gzip")[cursor.integer() != 0]
     for _ in range(7):
@@ -236,7 +241,7 @@ def _contents(cursor: _Cursor) -> Archive:
 
 
 def contents(pieces: Iterable[bytes]) -> Archive:
-    """The header and table of contents alone: reads no further than that. Raises VerificationError."""
+    """The header and table of contents alone: reads no further than that. Raises ArchiveError."""
     return _contents(_Cursor(pieces))
 
 
@@ -348,7 +353,7 @@ def walk(pieces: Iterable[bytes], sink: Callable[[Entry], Sink | None] | None = 
     """Read an archive from its first byte to its last and count what is in it.
 
     `sink` is asked at each table's data for what shall take its rows. What is missing or too much stands in the
-    archive's `faults`; raises VerificationError where the walk cannot go on (cut off, damaged, no archive at all).
+    archive's `faults`; raises ArchiveError where the walk cannot go on (cut off, damaged, no archive at all).
     """
     cursor = _Cursor(pieces)
     archive = _contents(cursor)
@@ -357,10 +362,10 @@ def walk(pieces: Iterable[bytes], sink: Callable[[Entry], Sink | None] | None = 
         position = cursor.position
         kind = cursor.byte()
         if kind not in (_DATA, _LARGE_OBJECTS):
-            raise VerificationError(f"something that is no PostgreSQL dump follows its end at byte {position}")
+            raise ArchiveError(f"something that is no PostgreSQL dump follows its end at byte {position}")
         entry = wanted.pop(cursor.integer(), None)
         if entry is None:
-            raise VerificationError(f"the PostgreSQL dump holds data at byte {position} that its table of contents does not name")
+            raise ArchiveError(f"the PostgreSQL dump holds data at byte {position} that its table of contents does not name")
         archive.blocks.append(_block(cursor, archive, Block(entry, position), kind, sink(entry) if sink else None))
     for entry in wanted.values():
         archive.faults.append(f"the PostgreSQL dump ends before the data of {entry.kind.lower()} {entry.tag}")
@@ -448,7 +453,7 @@ class CsvWriter:
 def rows_of(pieces: Iterator[bytes], schema: str, table: str, out: IO[bytes]) -> int | None:
     """Write a table's rows to `out` as CSV; how many, or None where the archive has no rows of that table.
 
-    Raises VerificationError where the archive is damaged, or where its rows are not in COPY's form.
+    Raises ArchiveError where the archive is damaged, or where its rows are not in COPY's form.
     """
     writers: list[CsvWriter] = []
 
@@ -456,11 +461,11 @@ def rows_of(pieces: Iterator[bytes], schema: str, table: str, out: IO[bytes]) ->
         if entry.kind != "TABLE DATA" or (entry.namespace, entry.tag) != (schema, table):
             return None
         if not entry.copy:
-            raise VerificationError(f"the rows of {schema}.{table} are stored as INSERT statements: extract them as sql")
+            raise ArchiveError(f"the rows of {schema}.{table} are stored as INSERT statements: extract them as sql")
         writers.append(CsvWriter(out, copy_columns(entry.copy)))
         return writers[0]
 
     archive = walk(pieces, sink)
     if archive.compression not in ("none", "gzip", "zstd"):
-        raise VerificationError(f"the dump's rows are compressed by {archive.compression}: extract them as sql")
+        raise ArchiveError(f"the dump's rows are compressed by {archive.compression}: extract them as sql")
     return writers[0].rows if writers else None
