@@ -399,6 +399,23 @@ def _remove_scratch(path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ what a server holds
 
 _HOUR, _DAY = 3_600_000, 86_400_000
+# One page counted where the keys are, about ten times as fast as asking for each key. A script's time stands still.
+_COUNT_SCRIPT = """local page = redis.call('SCAN', ARGV[1], 'COUNT', ARGV[2])
+local late, gone, seen, keys, expiring = tonumber(ARGV[3]), 0, {}, {}, {}
+for _, key in ipairs(page[2]) do
+  if not seen[key] then
+    seen[key] = true
+    local kind, expiry = redis.call('TYPE', key)['ok'], redis.call('PEXPIRETIME', key)
+    if kind == 'none' or expiry == -2 or (expiry >= 0 and expiry <= late) then gone = gone + 1
+    else
+      keys[kind] = (keys[kind] or 0) + 1
+      if expiry >= 0 then expiring[kind] = (expiring[kind] or 0) + 1 end
+    end
+  end
+end
+local answer = {page[1], gone}
+for kind, count in pairs(keys) do answer[#answer + 1] = {kind, count, expiring[kind] or 0} end
+return answer"""
 # Redis before 7.0 has no PEXPIRETIME: time and time to live, read within one millisecond, add up to it.
 _EXPIRY_SCRIPT = """for _ = 1, 1000 do
   local a = redis.call('TIME'); local left = redis.call('PTTL', KEYS[1]); local b = redis.call('TIME')
@@ -445,7 +462,7 @@ class _Reader:
         with clients(0) as client:
             server = _info(client, "server")
             self.exact_expiry = _numbers(str(server.get("redis_version", "0"))) >= (7, 0)
-            self._field_expiry = content and bool(client.execute_command("COMMAND", "INFO", "HPEXPIRETIME")[0])
+            self._field_expiry = content and _pipelined(client, [("COMMAND", "INFO", "HPEXPIRETIME")])[0][0] is not None
 
     def read(self, until: int | None = None) -> _Held:
         """Everything as of `until`, by the server's clock; as of a moment after the reading ends where it is None."""
@@ -475,13 +492,34 @@ class _Reader:
         held = _Held(until)
         for database in sorted(self.keyspace()):
             with self._clients(database) as client:
-                self._database(client, database, held)
+                if self._content or not self._count(client, database, held):
+                    self._database(client, database, held)
         if self._content:
             with self._clients(0) as client:
                 for name, engine, code in _libraries(client):
                     held.libraries[0] += 1
                     held.libraries[1] = (held.libraries[1] + _digest(name, engine, code)) % _MODULUS
         return held
+
+    def _count(self, client: Client, database: int, held: _Held) -> bool:
+        """Count a database by a script; False where the server is too old for it or the user may not run scripts."""
+        if not self.exact_expiry:
+            return False
+        cursor: Any = 0
+        while True:
+            try:
+                cursor, gone, *kinds = _pipelined(client, [("EVAL", _COUNT_SCRIPT, 0, cursor, 1000, held.until)])[0]
+            except redis.exceptions.ResponseError:
+                if int(cursor) == 0:
+                    return False
+                raise
+            held.expired += gone
+            for kind, keys, expiring in kinds:
+                held.databases.setdefault(database, Counter())[_text(kind)] += keys
+                if expiring:
+                    held.expiring.setdefault(database, Counter())[_text(kind)] += expiring
+            if int(cursor) == 0:
+                return True
 
     def _database(self, client: Client, database: int, held: _Held) -> None:
         cursor: Any = 0

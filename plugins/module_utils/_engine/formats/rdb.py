@@ -77,7 +77,8 @@ class FoldedCrc64:
     def value(self) -> int:
         """The checksum of everything so far."""
         crc = 0
-        for byte in self._folded.to_bytes(_BLOCK, "little") + self._pending:
+        folded = self._folded.to_bytes(_BLOCK, "little") if self._folded else b""
+        for byte in folded + self._pending:
             crc = (crc >> 8) ^ _TABLE[(crc ^ byte) & 0xFF]
         return crc
 
