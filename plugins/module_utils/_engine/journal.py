@@ -24,14 +24,19 @@ class Journal:
     def __init__(self, path: Path):
         self.path = path
         new = not path.exists()
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._torn = ends_torn(self._descriptor)
         if new:
             sync_directory(path.parent)
 
     def append(self, step: str, **facts: Any) -> None:
         """Write the line for `step` and return once it is on the disk. Raises OSError."""
         line = json.dumps({"step": step, "time": clock.iso(clock.now()), **facts}, sort_keys=True)
-        os.write(self._descriptor, line.encode() + b"\n")
+        # A torn line must not swallow this one.
+        start = b"\n" if self._torn else b""
+        self._torn = True
+        write_all(self._descriptor, start + line.encode() + b"\n")
+        self._torn = False
         os.fsync(self._descriptor)
 
     def close(self) -> None:
@@ -39,6 +44,19 @@ class Journal:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def ends_torn(descriptor: int) -> bool:
+    """Whether the open file's last line lacks its end: a kill or a full disk cut it."""
+    size = os.fstat(descriptor).st_size
+    return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data`. A disk that fills up takes a part without an error; only the next write raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
