@@ -171,7 +171,10 @@ class Child:
     def _forget(self) -> None:
         with _guard:
             _running.discard(self)
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+        pipes = [self.process.stdin, self.process.stdout]
+        if not self._listener.is_alive():  # else a grandchild keeps the pipe: closing would wait for the listener, for ever
+            pipes.append(self.process.stderr)
+        for pipe in pipes:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
