@@ -804,6 +804,9 @@ class PostgresqlCut(Cut):
             try:
                 child.wait()
             except ToolError as error:
+                if taken.done() and (cause := taken.exception()) is not None:  # it took the snapshot along
+                    with self._access.answered("taking the fingerprint"):
+                        raise cause from None
                 if not written and "LOCK TABLE" in error.stderr:
                     # Nothing has gone out yet, so letting go costs nothing; holding on would stop the application.
                     raise _Contended("pg_dump could not lock the tables within the timeout") from None
@@ -1196,7 +1199,7 @@ class Assessment:
         if foreign:
             plan.problems.append(
                 f"role {target.user} may not end the sessions of {listed(foreign)} in {target.live}: close them, or "
-                "GRANT pg_signal_backend to it"
+                "restore as a superuser"
             )
         prepared = value(connection, "SELECT count(*) FROM pg_catalog.pg_prepared_xacts WHERE database = %s", [target.live])
         if prepared:
@@ -1218,7 +1221,8 @@ SELECT a.pid, coalesce(a.usename, ''), a.application_name,
   pg_catalog.pg_has_role(a.usesysid, 'MEMBER') OR (NOT coalesce(s.rolsuper, false)
     AND pg_catalog.pg_has_role('pg_signal_backend', 'MEMBER'))
 FROM pg_catalog.pg_stat_activity a LEFT JOIN pg_catalog.pg_roles s ON s.oid = a.usesysid
-WHERE a.datid = %s AND a.backend_type = 'client backend' AND a.pid <> pg_catalog.pg_backend_pid()"""
+WHERE a.datid = %s AND a.usesysid IS NOT NULL AND coalesce(a.backend_type, 'client backend') = 'client backend'
+  AND a.pid <> pg_catalog.pg_backend_pid()"""
 
 # --------------------------------------------------------------------------------------------------------- the restore
 
