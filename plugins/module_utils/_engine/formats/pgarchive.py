@@ -33,7 +33,7 @@ _DATA, _LARGE_OBJECTS = 1, 3
 _OFFSET_SET, _NO_DATA = 2, 3
 _ALGORITHMS = {0: "none", 1: "gzip", 2: "lz4", 3: "zstd"}
 _END_OF_ROWS = b"\\.\n\n\n"
-_PLAUSIBLE_STRING = 1 << 30  # PostgreSQL's own limit for a value
+_PLAUSIBLE_STRING = 64 << 20  # a damaged length must not make us read a gigabyte into memory
 
 
 class ArchiveError(VerificationError):
