@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from . import clock
-from .journal import sync_directory
+from .journal import ends_torn, sync_directory, write_all
 
 NOTHING = "0" * 64
 """The digest that the first line names as its predecessor's."""
@@ -58,6 +58,30 @@ def _last_line(descriptor: int) -> bytes:
     return lines[-1] if lines else b""
 
 
+def _next_sequence(descriptor: int, last: bytes) -> int:
+    if not last:
+        return 1
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return int(json.loads(last)["seq"]) + 1
+    # The line before is damaged; the check says so, and the log goes on, each damaged line counted as one.
+    lines = [line for line in os.pread(descriptor, os.fstat(descriptor).st_size, 0).split(b"\n") if line]
+    for behind, line in enumerate(reversed(lines)):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return int(json.loads(line)["seq"]) + behind + 1
+    return len(lines) + 1
+
+
+def _write_line(descriptor: int, line: bytes) -> None:
+    """Write a whole line or nothing: a full disk must not break the chain."""
+    size = os.fstat(descriptor).st_size
+    try:
+        write_all(descriptor, line)
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+
+
 def _user() -> str:
     try:
         return getpass.getuser()
@@ -70,12 +94,8 @@ def append(backup_dir: Path, verb: str, result: str, **facts: Any) -> dict[str, 
     log, head_path = paths(backup_dir)
     with _locked(log) as descriptor:
         last = _last_line(descriptor)
-        try:
-            sequence = int(json.loads(last)["seq"]) if last else 0
-        except (ValueError, KeyError, TypeError):
-            sequence = -1  # the line before is damaged; the check says so, and the log goes on
         entry = {
-            "seq": sequence + 1,
+            "seq": _next_sequence(descriptor, last),
             "time": clock.iso(clock.now()),
             "user": _user(),
             "host": socket.gethostname(),
@@ -85,11 +105,9 @@ def append(backup_dir: Path, verb: str, result: str, **facts: Any) -> dict[str, 
             **facts,
             "previous": _digest(last) if last else NOTHING,
         }
-        line = json.dumps(entry, sort_keys=True, ensure_ascii=False).encode()
-        # A line that a full disk tore off must not swallow this one.
-        torn = os.fstat(descriptor).st_size > 0 and os.pread(descriptor, 1, os.fstat(descriptor).st_size - 1) != b"\n"
-        os.write(descriptor, (b"\n" if torn else b"") + line + b"\n")
-        os.fsync(descriptor)
+        line = json.dumps(entry, sort_keys=True, ensure_ascii=False).encode("utf-8", "backslashreplace")  # as JSON escapes them
+        # A line that a kill tore off must not swallow this one.
+        _write_line(descriptor, (b"\n" if ends_torn(descriptor) else b"") + line + b"\n")
         head = {"seq": entry["seq"], "digest": _digest(line)}
         temporary = head_path.with_suffix(".new")
         temporary.write_text(json.dumps(head))
@@ -143,11 +161,23 @@ def check(backup_dir: Path, heads: Iterable[tuple[str, dict[str, Any]]] = ()) ->
             faults.append(f"line {number} of {log} does not follow from the line before: one of them was changed")
         digests[sequence] = _digest(line)
         previous, expected = digests[sequence], sequence + 1
-    with contextlib.suppress(OSError, ValueError):
-        heads.append((str(head_path), json.loads(head_path.read_text())))
+    try:
+        heads.append((str(head_path), json.loads(head_path.read_bytes())))
+    except FileNotFoundError:
+        if expected > 2:  # the very first line is written before there is a head
+            faults.append(f"{head_path} is missing: lines may have been cut from the end of {log}")
+    except (OSError, ValueError):
+        faults.append(f"{head_path} cannot be read: it was cut or changed")
     for where, one in heads:
-        sequence = int(one.get("seq", 0))
-        if sequence and digests.get(sequence) != one.get("digest"):
-            fault = "is missing from" if sequence not in digests else "was changed in"
-            faults.append(f"line {sequence}, which {where} knows, {fault} {log}")
+        faults += _head_faults(log, digests, where, one)
     return faults
+
+
+def _head_faults(log: Path, digests: dict[int, str], where: str, one: Any) -> list[str]:
+    number = one.get("seq") if isinstance(one, dict) else None
+    if not isinstance(number, int):
+        return [f"{where} names no line of {log}: it was cut or changed"]
+    if number == 0 or digests.get(number) == one.get("digest"):
+        return []
+    fault = "is missing from" if number not in digests else "was changed in"
+    return [f"line {number}, which {where} knows, {fault} {log}"]
