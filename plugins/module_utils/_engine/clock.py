@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from .errors import UsageError
 
 UTC = timezone.utc
-_ID = re.compile(r"\d{8}_\d{6}")
+_ID = re.compile(r"[0-9]{8}_[0-9]{6}")  # \d would take the digits of every script
 
 
 def now() -> datetime:
@@ -62,9 +62,9 @@ def parse_moment(text: str) -> datetime:
         return id_time(text)
     try:
         moment = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
-    except ValueError:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         raise UsageError(f"'{text}' is not a time: write it as 2025-01-03 or 2025-01-03T12:00:00Z") from None
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def age(moment: datetime, at: datetime | None = None) -> str:
