@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -171,10 +172,23 @@ def _boolean(text: str) -> bool:
     raise ValueError
 
 
+def _whole(value: Any) -> int:
+    if isinstance(value, float):
+        raise ValueError
+    return int(value)
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
 _PARSERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "str": (str, "text"),
-    "int": (int, "a whole number"),
-    "float": (float, "a number"),
+    "int": (_whole, "a whole number"),
+    "float": (_number, "a number"),
     "bool": (lambda value: value if isinstance(value, bool) else _boolean(str(value)), "true or false"),
 }
 
@@ -186,12 +200,15 @@ def _convert(name: str, option: Option, value: Any, source: str) -> Any:
         if not isinstance(value, list) or not all(isinstance(part, (str, int, float)) for part in value):
             raise UsageError(f"{name} in {source} must be a list of words")
         return [str(part) for part in value]
+    if option.metadata["secret"] and not isinstance(value, (str, type(None))):
+        # YAML reads 0123 as the number 83: a wrong password, silently.
+        raise UsageError(f"{name} in {source} must be text: put it in quotes")
     parse, kind = _PARSERS[str(option.type)]
     try:
         if isinstance(value, (list, dict)) or (kind != "true or false" and isinstance(value, bool)):
             raise ValueError
         converted = parse("" if value is None else value)
-    except ValueError:
+    except (ValueError, TypeError):
         shown = "" if option.metadata["secret"] else f", not {one_line(value, 60)!r}"
         raise UsageError(f"{name} in {source} must be {kind}{shown}") from None
     choices = option.metadata["choices"]
@@ -280,7 +297,11 @@ def _check(settings: Settings) -> None:
         raise UsageError(f"retention_days must be at least 1, not {settings.retention_days}: a set must live to be restored")
     if not Path(settings.backup_dir).is_absolute():
         raise UsageError(f"backup_dir must be an absolute path, not {settings.backup_dir!r}")
-    for name, value in (("postgresql.port", settings.postgresql.port), ("redis.port", settings.redis.port)):
+    for name, value in (
+        ("postgresql.port", settings.postgresql.port),
+        ("redis.port", settings.redis.port),
+        ("qdrant.port", settings.qdrant.port),
+    ):
         if not 0 < value < 65536:
             raise UsageError(f"{name} must lie between 1 and 65535, not {value}")
 
