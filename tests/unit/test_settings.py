@@ -1,0 +1,269 @@
+# Copyright: (c) 2026, The agentmem.backup maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Settings: who wins, what is refused and with which words, and that secrets stay out of sight."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agentmem_backup import settings as module
+from agentmem_backup.errors import UsageError
+from agentmem_backup.settings import MASK, Settings, load, shown, walk
+
+GUIDE = {
+    "BACKUP_DIR": ("backup_dir", "/backups/agentmem"),
+    "BACKUP_RETENTION_DAYS": ("retention_days", 30),
+    "LOG_DIR": ("log_dir", "/var/log/agentmem"),
+    "CONFIG_DIR": ("config.directory", "/opt/agentmem/config"),
+    "COMPRESSION_LEVEL": ("compression_level", 6),
+}
+"""The guide's variables and their defaults (sections 3 and 6)."""
+
+SECRETS = ("postgresql.password", "redis.password", "qdrant.api_key", "notify_slack_webhook")
+
+
+@pytest.fixture(autouse=True)
+def no_file_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "DEFAULT_FILE", tmp_path / "absent.yml")
+
+
+def written(tmp_path: Path, content: str | bytes, mode: int = 0o600) -> Path:
+    path = tmp_path / "config.yml"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    path.chmod(mode)
+    return path
+
+
+def value_of(settings: Settings, name: str) -> Any:
+    return next(value for known, _, value in walk(settings) if known == name)
+
+
+# --- who wins
+
+
+@pytest.mark.parametrize(("name", "default"), GUIDE.values(), ids=GUIDE)
+def test_defaults_are_the_guides(name: str, default: object) -> None:
+    settings = load(environment={})
+    assert value_of(settings, name) == default
+    assert settings.sources == {}
+
+
+@pytest.mark.parametrize("variable", GUIDE)
+def test_the_guides_variables_are_known(variable: str) -> None:
+    value = "7" if variable in ("BACKUP_RETENTION_DAYS", "COMPRESSION_LEVEL") else "/elsewhere"
+    settings = load(environment={variable: value})
+    assert str(value_of(settings, GUIDE[variable][0])) == value
+    assert settings.sources[GUIDE[variable][0]] == variable
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["DB_HOST", "DB_NAME", "DB_USER", "DB_PASSWORD", "NOTIFY_EMAIL", "NOTIFY_SLACK_WEBHOOK", "REDIS_HOST", "REDIS_PASSWORD",
+     "REDIS_DATA_DIR", "QDRANT_HOST", "QDRANT_DATA_DIR", "QDRANT_URL", "QDRANT_API_KEY", "REDIS_USERNAME", "REDIS_CACERT",
+     "DB_SSLMODE", "DB_SSLROOTCERT"],
+)  # fmt: skip
+def test_a_variable_reaches_its_setting_unchanged(variable: str) -> None:
+    value = "  with 'quotes\", $dollar, ü and a comma,  "
+    settings = load(environment={variable: value})
+    [name] = settings.sources
+    assert value_of(settings, name) == value
+
+
+def test_the_command_line_wins_over_the_environment_over_the_file_over_the_default(tmp_path: Path) -> None:
+    path = written(tmp_path, "postgresql: {host: from-file, port: 1, database: from-file, user: from-file}\n")
+    environment = {"DB_PORT": "2", "DB_NAME": "from-environment"}
+    settings = load(path, environment, {"postgresql.database": "from-command-line"})
+    postgresql = settings.postgresql
+    assert (postgresql.host, postgresql.port, postgresql.database) == ("from-file", 2, "from-command-line")
+    assert settings.sources == {
+        "postgresql.host": str(path),
+        "postgresql.user": str(path),
+        "postgresql.port": "DB_PORT",
+        "postgresql.database": "command line",
+    }
+
+
+def test_an_empty_variable_says_nothing(tmp_path: Path) -> None:
+    path = written(tmp_path, "postgresql.host: from-file\n")
+    assert load(path, {"DB_HOST": ""}).postgresql.host == "from-file"
+
+
+def test_the_default_file_is_read_where_it_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = written(tmp_path, "instance: blue\n")
+    monkeypatch.setattr(module, "DEFAULT_FILE", path)
+    assert load(environment={}).instance == "blue"
+
+
+def test_two_loads_share_no_list() -> None:
+    load(environment={}).components.append("x")
+    assert "x" not in load(environment={}).components
+
+
+def test_lists_come_from_words_and_from_yaml(tmp_path: Path) -> None:
+    path = written(tmp_path, "components: postgresql, redis\nconfig:\n  extra_paths: [/a, '/b, c']\n")
+    settings = load(path, {})
+    assert settings.components == ["postgresql", "redis"]
+    assert settings.config.extra_paths == ["/a", "/b, c"]
+
+
+@pytest.mark.parametrize(("text", "meant"), [("true", True), ("1", True), ("YES", True), ("off", False), ("0", False)])
+def test_truth_has_many_words(text: str, meant: bool) -> None:
+    assert load(environment={"REDIS_TLS": text}).redis.tls is meant
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("postgresql: {hots: x}", r"unknown setting 'postgresql\.hots': did you mean 'postgresql\.host'\?"),
+        ("retention_day: 3", r"unknown setting 'retention_day': did you mean 'retention_days'\?"),
+        ("zzz: 3", r"unknown setting 'zzz'$"),
+        ("sources: {}", None),
+        ("sources: 1", "unknown setting 'sources'"),
+        ("retention_days: many", r"retention_days in .*config\.yml must be a whole number, not 'many'"),
+        ("retention_days: 1.5", r"retention_days in .* must be a whole number, not '1\.5'"),
+        ("retention_days: yes", r"retention_days in .* must be a whole number, not 'True'"),
+        ("retention_days: [1]", "retention_days in .* must be a whole number"),
+        ("retention_days: 2025-01-03", "retention_days in .* must be a whole number"),
+        ("retention_days: 0", "retention_days must be at least 1, not 0"),
+        ("lock_wait_s: soon", "lock_wait_s in .* must be a number"),
+        ("lock_wait_s: .nan", "lock_wait_s in .* must be a number"),
+        ("lock_wait_s: .inf", "lock_wait_s in .* must be a number"),
+        ("redis: {tls: maybe}", r"redis\.tls in .* must be true or false"),
+        ("instance: yes", "instance in .* must be text"),
+        ("instance: {a: b}", r"unknown setting 'instance\.a'"),
+        ("components: {a: b}", r"unknown setting 'components\.a'"),
+        ("components: 5", "components in .* must be a list of words"),
+        ("components: [[x]]", "components in .* must be a list of words"),
+        ("components: [mysql]", "there is no component 'mysql': choose from postgresql, redis, qdrant, config"),
+        ("components: []", "no component is chosen"),
+        ("compression: lzma", "compression in .* must be one of gzip, zstd, not 'lzma'"),
+        ("compression_level: 10", "compression_level must lie between 0 and 9"),
+        ("backup_dir: relative/dir", "backup_dir must be an absolute path, not 'relative/dir'"),
+        ("postgresql: {port: 70000}", r"postgresql\.port must lie between 1 and 65535"),
+        ("redis: {port: 0}", r"redis\.port must lie between 1 and 65535"),
+        ("qdrant: {port: 99999}", r"qdrant\.port must lie between 1 and 65535"),
+        ("- a\n- b", "must be a mapping of settings"),
+        ("just words", "must be a mapping of settings"),
+        ("a: [1\nb: 2", r"is not valid YAML at line \d"),
+        (b"instance: \xff\xfe", "is not valid YAML"),
+        ("a: !!python/object/apply:os.system ['true']", "is not valid YAML at line 1"),
+    ],
+)  # fmt: skip
+def test_a_bad_file_is_told_with_setting_source_and_what_it_must_be(
+    tmp_path: Path, content: str | bytes, sentence: str | None
+) -> None:
+    path = written(tmp_path, content)
+    if sentence is None:
+        load(path, {})
+        return
+    with pytest.raises(UsageError, match=sentence) as caught:
+        load(path, {})
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    assert load(written(tmp_path, ""), {}) == load(environment={})
+
+
+@pytest.mark.parametrize("port", ["x", "5432.0", "", "-1", "5432; DROP"])
+def test_a_bad_variable_is_told_by_its_name(port: str) -> None:
+    if port == "":
+        assert load(environment={"DB_PORT": port}).postgresql.port == 5432
+        return
+    with pytest.raises(UsageError, match="DB_PORT" if port != "-1" else "between 1 and 65535"):
+        load(environment={"DB_PORT": port})
+
+
+def test_a_bad_option_is_told() -> None:
+    with pytest.raises(UsageError, match="retention_days in the command line must be a whole number"):
+        load(environment={}, command_line={"retention_days": "x"})
+
+
+def test_a_named_file_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"reading the configuration .*gone\.yml failed: no such file"):
+        load(tmp_path / "gone.yml", {})
+    with pytest.raises(UsageError, match="reading the configuration"):
+        load(tmp_path, {})
+
+
+# --- secrets
+
+
+def test_secrets_are_masked_wherever_settings_are_shown() -> None:
+    words = {
+        "DB_PASSWORD": "one secret",
+        "REDIS_PASSWORD": "two secret",
+        "QDRANT_API_KEY": "three",
+        "NOTIFY_SLACK_WEBHOOK": "four",
+    }
+    settings = load(environment=words)
+    rows = {name: (text, source) for name, text, source in shown(settings)}
+    for name, variable in zip(SECRETS, ("DB_PASSWORD", "REDIS_PASSWORD", "QDRANT_API_KEY", "NOTIFY_SLACK_WEBHOOK"), strict=True):
+        assert rows[name] == (MASK, variable)
+    assert sorted(settings.secrets()) == sorted(words.values())
+    assert not any(secret in str(rows) for secret in words.values())
+    assert {name: text for name, text, _ in shown(load(environment={}))}["redis.password"] == ""
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_every_secret_setting_is_marked_as_one(name: str) -> None:
+    marked = {known for known, option, _ in walk(Settings()) if option.metadata["secret"]}
+    assert name in marked
+
+
+def test_every_setting_that_sounds_secret_is_marked_as_one() -> None:
+    for name, option, _ in walk(Settings()):
+        if any(word in name for word in ("password", "key", "webhook", "token", "secret")) and not name.endswith("_keys"):
+            assert option.metadata["secret"], name
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o644, 0o666, 0o620, 0o602])
+@pytest.mark.parametrize("content", ["redis: {password: x}", "notify_slack_webhook: x", "qdrant: {api_key: x}"])
+def test_a_file_with_a_secret_that_others_can_read_or_change_is_refused(tmp_path: Path, content: str, mode: int) -> None:
+    path = written(tmp_path, content, mode)
+    with pytest.raises(UsageError, match=f"holds a secret and is open to others: chmod 600 {path}"):
+        load(path, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "mode"), [("redis: {password: x}", 0o600), ("redis: {password: x}", 0o640), ("instance: x", 0o644)]
+)
+def test_a_file_that_is_closed_or_holds_no_secret_is_taken(tmp_path: Path, content: str, mode: int) -> None:
+    load(written(tmp_path, content, mode), {})
+
+
+@pytest.mark.parametrize("content", ["0123", "12345", "1_000", "1.50", "0x10", "2025-01-03", "yes", "[x]"])
+def test_a_password_that_yaml_takes_for_something_else_is_refused_and_not_shown(tmp_path: Path, content: str) -> None:
+    """YAML reads 0123 as the number 83: a wrong password, silently."""
+    path = written(tmp_path, f"redis: {{password: {content}}}")
+    with pytest.raises(UsageError, match=r"redis\.password in .* must be text.*quotes") as caught:
+        load(path, {})
+    assert content not in str(caught.value).replace(str(path), "")
+    assert load(written(tmp_path, f"redis: {{password: '{content}'}}"), {}).redis.password == content
+
+
+def test_a_password_with_every_awkward_sign_is_kept(tmp_path: Path) -> None:
+    password = "pa ss'w\"or$d\\ ü#: {x}"
+    quoted = password.replace("'", "''")
+    assert load(written(tmp_path, f"redis:\n  password: '{quoted}'\n"), {}).redis.password == password
+
+
+def test_no_error_shows_a_secret(tmp_path: Path) -> None:
+    path = written(tmp_path, "redis:\n  password: 'hidden secret\n  port: [\n")
+    with pytest.raises(UsageError) as caught:
+        load(path, {})
+    assert "hidden" not in str(caught.value)
+
+
+def test_every_setting_says_what_it_is() -> None:
+    for name, option, _ in walk(Settings()):
+        assert len(option.metadata["help"]) > 10, name
+    assert len({os.fsencode(name) for name, _, _ in walk(Settings())}) == len(walk(Settings()))
