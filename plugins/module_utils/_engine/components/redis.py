@@ -715,7 +715,11 @@ def _pipelined(client: Client, commands: Sequence[tuple[Any, ...]]) -> list[Any]
     pipe.response_callbacks = {}
     for command in commands:
         pipe.execute_command(*command)
-    return list(pipe.execute())
+    answers = list(pipe.execute(raise_on_error=False))  # raised there, an error would quote keys and values
+    for answer in answers:
+        if isinstance(answer, redis.exceptions.ResponseError):
+            raise answer
+    return answers
 
 
 def _libraries(client: Client) -> list[tuple[bytes, bytes, bytes]]:
@@ -798,7 +802,14 @@ class _Judge:
         return dict(self._fingerprint)
 
     def compare(self, clients: Callable[[int], Client], seed: Callable[[int], Client] | None = None) -> Comparison:
-        """A server's keys and functions against the fingerprint; `seed` is a server that holds the same file."""
+        """A server's keys and functions against the fingerprint; `seed` is a server that holds the same file.
+
+        Differences are looked at twice: SCAN may give a key again while the server resizes its table.
+        """
+        comparison = self._compare(clients, seed)
+        return self._compare(clients, seed) if comparison.differences else comparison
+
+    def _compare(self, clients: Callable[[int], Client], seed: Callable[[int], Client] | None) -> Comparison:
         fingerprint = self.fingerprint()
         content = fingerprint.get("content")
         comparison = Comparison()
@@ -1576,7 +1587,8 @@ class RedisRestoration(Restoration):
         """Make the target a replica of the throwaway server until it has everything, then a master again."""
         with self._live(0) as client:
             temporary = not _config(client, "masterauth")
-            facts = {"host": seed.address, "port": seed.port, "temporary_masterauth": temporary}
+            digest = hashlib.sha256(seed.password.encode()).hexdigest() if temporary else ""
+            facts = {"host": seed.address, "port": seed.port, "masterauth_sha256": digest}
             self._context.journal("redis-link", component=self._component.name, **facts)
             try:
                 if temporary:
@@ -1717,7 +1729,10 @@ def _place_append(files: _Files, staged: Path | None, owner: os.stat_result) -> 
     base = f"{files.append_file}.1.base.rdb"
     os.link(staged, building / base)
     manifest = building / f"{files.append_file}.manifest"
-    manifest.write_text(f"file {base} seq 1 type b\n")
+    with os.fdopen(os.open(manifest, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(f"file {base} seq 1 type b\n")  # Redis: aof.c, AOF manifest file implementation
+        file.flush()
+        os.fsync(file.fileno())
     for path in (manifest, building):
         _give(path, owner)
     sync_directory(building)
@@ -2128,7 +2143,8 @@ class RedisComponent(Component):
         if state.get("role") == "slave" and ours:
             client.execute_command("REPLICAOF", "NO", "ONE")
             self.reporter.warn(f"{_where(self.settings.redis)} was left as a replica of a throwaway server and is a master again")
-        if (step.get("temporary_masterauth") and state.get("role") == "master") or ours:
+        present = _config(client, "masterauth")
+        if present and step["masterauth_sha256"] == hashlib.sha256(present.encode(errors="surrogateescape")).hexdigest():
             client.config_set("masterauth", "")
 
 
