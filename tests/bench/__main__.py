@@ -22,6 +22,7 @@ from tests.support.servers import CHECKOUT
 PAGE = CHECKOUT / "docs" / "benchmarks.md"
 FULL = {"PostgreSQL": 1000.0, "Redis": 100.0, "vectors": 600.0}
 QUICK = {"PostgreSQL": 100.0, "Redis": 10.0, "vectors": 60.0}
+QUIET_LOAD = 0.5
 NAMES = (*rows.ROWS, "memory")
 
 
@@ -37,9 +38,13 @@ def scale(sizes: dict[str, float], postgres: float = 1.0) -> Scale:
 
 def measure_all(sizes: dict[str, float], names: list[str]) -> report.Findings:
     """Measure the named rows. A row that fails is told and listed as missing; the others go on."""
+    load = os.getloadavg()[0]
     tell(f"Filling stores: {', '.join(f'{size:g} MB {name}' for name, size in sizes.items())}")
     with Stand(scale(sizes), tell) as stand:
         found = report.Findings(sizes, report.facts(stand))
+        found.facts["load before the bench"] = f"{load:.1f}" + (
+            " (disturbed: other work was running)" if load > QUIET_LOAD else ""
+        )
         for name in names:
             if name != "memory":
                 tell(f"  {name}")
@@ -50,7 +55,6 @@ def measure_all(sizes: dict[str, float], names: list[str]) -> report.Findings:
                     tell(f"    ✗ {error}")
         if "memory" in names:
             measure_memory(stand, sizes, found)
-    found.facts["load after"] = f"{os.getloadavg()[0]:.1f}"
     return found
 
 

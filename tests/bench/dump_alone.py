@@ -4,7 +4,8 @@
 """Child of the bench: the engine's PostgreSQL dump alone, as `create` runs it. `python -m tests.bench.dump_alone FILE`.
 
 Timed from opening the cut (locks, snapshot) to the closed and flushed file, with the counts fingerprint and both
-digests; not the start of Python, the preflight or the verification. Prints seconds and bytes as JSON.
+digests; not the start of Python, not the preflight (`create` does it once for all), not the verification. Prints
+seconds and bytes as JSON.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ def dump(path: Path) -> dict[str, float]:
     """Dump the database that the environment names into `path`."""
     settings = load()
     component = PostgresqlComponent(Context(settings, Reporter(), path.parent, lambda step, **facts: None))
+    problems = component.probe().problems
+    if problems:
+        raise SystemExit("; ".join(problems))
     begun = time.perf_counter()
     cut = component.open_cut(lambda: None, COUNTS)
     try:

@@ -49,7 +49,6 @@ def facts(stand: Stand) -> dict[str, str]:
         "Qdrant": f"{stores.qdrant.version()}, {kind}",
         "Python": platform.python_version(),
         "igzip": _igzip_version(),
-        "load before": f"{os.getloadavg()[0]:.1f}",
     }
 
 
@@ -66,7 +65,8 @@ def page(found: Findings) -> str:
     parts = [
         "# Benchmarks",
         "Written by `script/bench`; do not edit. Ratios matter, single times do not: ours and the peer took turns on the same "
-        f"machine and the same seeded data ({sizes}), {TIMES} times each, medians are shown.",
+        f"machine and the same seeded data ({sizes}), {TIMES} times each. Shown are the medians, and in brackets the shortest "
+        "and the longest run.",
         "\n".join(f"- {name}: {value}" for name, value in found.facts.items()),
         "## Time and size",
         _times(found.results),
@@ -89,8 +89,8 @@ def _times(results: list[Result]) -> str:
     for one in results:
         cells = [
             one.work,
-            f"{one.ours.seconds:.2f}",
-            f"{one.peer.seconds:.2f}" if one.peer else "",
+            _seconds(one.ours),
+            _seconds(one.peer),
             one.peer_name.replace("|", "\\|"),
             f"{one.ratio:.2f}" if one.ratio else "",
             _bytes(one.ours),
@@ -100,6 +100,13 @@ def _times(results: list[Result]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _seconds(sample: Sample | None) -> str:
+    if sample is None:
+        return ""
+    spread = f" ({sample.spread[0]:.2f}–{sample.spread[1]:.2f})" if sample.spread else ""
+    return f"{sample.seconds:.2f}{spread}"
 
 
 def _bytes(sample: Sample | None) -> str:

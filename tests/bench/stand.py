@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -34,10 +35,12 @@ class BenchError(RuntimeError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One run: wall-clock seconds, and bytes of what it wrote where that matters."""
+    """One run, or the median of several: wall-clock seconds, bytes of what was written where that matters; and from the
+    shortest to the longest of the runs, which tells how much the machine was disturbed."""
 
     seconds: float
     bytes: int = 0
+    spread: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,17 +60,24 @@ def take_turns(contenders: list[Contender], tell: Callable[[str], None]) -> dict
         for one in contenders:
             one.before()
             os.sync()  # what another one left dirty must not slow this one down
-            begun = time.perf_counter()
+            begun, used = time.perf_counter(), _processor_seconds()
             own = one.run()
-            seconds = time.perf_counter() - begun
+            seconds, used = time.perf_counter() - begun, _processor_seconds() - used
             samples[one.name].append(own or Sample(seconds))
             one.after()
-            tell(f"    {one.name}: {samples[one.name][-1].seconds:.2f} s")
+            tell(f"    {one.name}: {samples[one.name][-1].seconds:.2f} s ({used:.2f} s of processor)")
     return {name: _median(runs) for name, runs in samples.items()}
 
 
+def _processor_seconds() -> float:
+    """Of all children that have ended, the stores' own left out as long as they live: what other work disturbs least."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def _median(runs: list[Sample]) -> Sample:
-    return Sample(statistics.median(run.seconds for run in runs), int(statistics.median(run.bytes for run in runs)))
+    seconds = [run.seconds for run in runs]
+    return Sample(statistics.median(seconds), int(statistics.median(run.bytes for run in runs)), (min(seconds), max(seconds)))
 
 
 def size_of(directory: Path, pattern: str = "*") -> int:
