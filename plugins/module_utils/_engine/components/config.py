@@ -239,14 +239,14 @@ class ConfigComponent(Component):
         target, entries = shown(placement.target), placement.entries(listing)
         count = f"{len(entries)} file{'s' * (len(entries) != 1)}"
         if not os.path.lexists(placement.target):
-            plan.lines.append(f"Config: {target} is made anew with {count}")
+            plan.lines.append(f"{target} is made anew with {count}")
         elif placement.file_by_file(entries):
             plan.lines.append(
-                f"Config: {target} becomes {count} of the backup, file by file ({placement.why(entries)}); "
+                f"{target} becomes {count} of the backup, file by file ({placement.why(entries)}); "
                 f"the old files are kept in {shown(placement.saved)}"
             )
         else:
-            plan.lines.append(f"Config: {target} is replaced by {count}; the old one is kept as {shown(placement.previous)}")
+            plan.lines.append(f"{target} is replaced by {count}; the old one is kept as {shown(placement.previous)}")
         above = _existing(os.path.dirname(placement.target))
         if not os.access(above, os.W_OK | os.X_OK):
             plan.problems.append(f"{shown(above)} cannot be written to: run the restore as root")
@@ -767,7 +767,7 @@ class ConfigRestoration(Restoration):
         ]
         touched = {*self._settled, *self._renamed, *self._made}
         parts += [f"{shown(one.target)} is as it was" for one in self._placements if one not in touched]
-        return "Configuration: " + ("; ".join(parts) if parts else "untouched") + "."
+        return ("; ".join(parts) or "the configuration is untouched") + "."
 
     def close(self) -> None:
         for placement, stage in self._stages.items():
