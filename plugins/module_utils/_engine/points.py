@@ -33,6 +33,7 @@ _START = (
     "import importlib, json, sys; task = json.loads(sys.stdin.readline()); sys.path[:] = task['path']; "
     "importlib.import_module(task['module']).child(task)"
 )
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str).encode  # in ASCII
 _BATCH_NUMBERS = 500_000  # floats of a scroll's page: Python takes 32 bytes for each
 
 
@@ -59,8 +60,7 @@ class Digest:
 
 
 def _parts(point_id: Any, payload: Any, vector: Any) -> Iterator[bytes]:
-    text = json.dumps([str(point_id), payload or {}], sort_keys=True, separators=(",", ":"), default=str)
-    yield text.encode("utf-8", "surrogatepass")
+    yield _canonical([str(point_id), payload or {}]).encode()
     named = vector if isinstance(vector, dict) else {"": vector} if vector else {}
     for name in sorted(named):
         yield json.dumps(name).encode()
