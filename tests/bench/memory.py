@@ -27,13 +27,15 @@ STORES = ("redis-server",)
 @dataclass(frozen=True)
 class Peak:
     """Bytes. `pss` and `anonymous` are peaks of the whole tree less `stores`, the peak of the throwaway stores in it;
-    `bound` is the sum of high-water marks, also without the stores; `samples` says how often it was looked."""
+    `bound` is the sum of high-water marks, also without the stores; `samples` says how often it was looked; `parts` is
+    what made up the peak of `pss`, by the programs' names."""
 
     pss: int
     anonymous: int
     bound: int
     stores: int
     samples: int
+    parts: dict[str, int]
 
 
 def measure(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[Peak, subprocess.CompletedProcess[str]]:
@@ -57,6 +59,7 @@ class _Sampler(threading.Thread):
         self._done = threading.Event()
         self._pss = self._anonymous = self._stores = self._samples = 0
         self._marks: dict[int, int] = {}
+        self._parts: dict[str, int] = {}
 
     def run(self) -> None:
         while not self._done.wait(INTERVAL):
@@ -65,20 +68,23 @@ class _Sampler(threading.Thread):
     def end(self) -> Peak:
         self._done.set()
         self.join()
-        return Peak(self._pss, self._anonymous, sum(self._marks.values()), self._stores, self._samples)
+        return Peak(self._pss, self._anonymous, sum(self._marks.values()), self._stores, self._samples, self._parts)
 
     def _look(self) -> None:
-        pss = anonymous = stores = 0
+        anonymous = stores = 0
+        parts: dict[str, int] = defaultdict(int)
         for pid, name in tree(self._root).items():
             with contextlib.suppress(OSError):  # it has just ended
                 memory = _fields(Path(f"/proc/{pid}/smaps_rollup"))
                 if name in STORES:
                     stores += memory["Pss"]
                     continue
-                pss += memory["Pss"]
+                parts[name] += memory["Pss"]
                 anonymous += memory["Pss_Anon"] + memory["Pss_Shmem"]
                 self._marks[pid] = max(self._marks.get(pid, 0), _fields(Path(f"/proc/{pid}/status"))["VmHWM"])
-        self._pss, self._anonymous = max(self._pss, pss), max(self._anonymous, anonymous)
+        if (pss := sum(parts.values())) > self._pss:
+            self._pss, self._parts = pss, dict(parts)
+        self._anonymous = max(self._anonymous, anonymous)
         self._stores = max(self._stores, stores)
         self._samples += 1
 

@@ -331,7 +331,10 @@ def peaks(stand: Stand) -> dict[str, Peak]:
         if done.returncode:
             raise BenchError(f"agentmem-backup {verb} ended with {done.returncode}: {done.stderr}{done.stdout}")
         found[verb] = peak
-        stand.tell(f"    {verb}: PSS {peak.pss / 1e6:.0f} MB, anonymous {peak.anonymous / 1e6:.0f} MB ({peak.samples} samples)")
+        parts = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in peak.parts.items())
+        stand.tell(
+            f"    {verb}: PSS {peak.pss / 1e6:.0f} MB ({parts}), anonymous {peak.anonymous / 1e6:.0f} MB, {peak.samples} samples"
+        )
     stand.require_all()
     stand.tidy()
     sets.drop()
