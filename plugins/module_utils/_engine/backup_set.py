@@ -86,6 +86,13 @@ class BackupSet:
         """Its manifest; None for a legacy set. Raises VerificationError where it is damaged."""
         return None if self.legacy else manifest.read(self.manifest_path)
 
+    @cached_property
+    def holds(self) -> dict[str, Path]:
+        """Component → its file as the manifest names it, whether it is still there or not; of a legacy set, what is there."""
+        if self.manifest is None:
+            return self.files
+        return {name: self.directory / str(entry["file"]) for name, entry in self.manifest.components.items()}
+
     def entry(self, component: str) -> dict[str, Any] | None:
         """What the manifest records of a component."""
         return self.manifest.components.get(component) if self.manifest else None

@@ -23,11 +23,11 @@ def extract(settings: Settings, reporter: Reporter, which: str, component: str, 
     """
     directory = backup_set.directory(settings.backup_dir)
     one = backup_set.find(directory, which)
-    if component not in one.files:
-        raise UsageError(f"set {one.id} has no {component}: it holds {', '.join(one.files)}")
+    if component not in one.holds:
+        raise UsageError(f"set {one.id} has no {component}: it holds {', '.join(one.holds)}")
     if target.exists() or target.is_symlink():
         raise UsageError(f"{target} exists already: name a file that does not")
-    path = one.files[component]
+    path = one.holds[component]
     report = verify.verify_file(settings, reporter, path)
     if report.faults:
         raise VerificationError(f"{path.name} does not verify, so nothing was taken out of it: {'; '.join(report.faults)}")

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from .errors import BackupError
 
 PACKAGES = {
-    "fastcrc": "fastcrc",
+    "anycrc": "anycrc",
     "httpx": "httpx",
     "psycopg": "psycopg[binary]",
     "qdrant_edge": "qdrant-edge-py",

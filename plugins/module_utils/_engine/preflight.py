@@ -18,7 +18,7 @@ from .errors import BackupError, VerificationError
 from .libraries import missing
 from .manifest import human_size
 
-LIBRARIES = ("fastcrc", "httpx", "psycopg", "redis", "yaml")
+LIBRARIES = ("httpx", "psycopg", "redis", "yaml")
 _GROWTH = 1.2
 """How much larger than the last set the next one may become before it counts as a surprise."""
 

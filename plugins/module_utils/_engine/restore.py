@@ -154,10 +154,10 @@ def choose(settings: Settings, request: Request) -> tuple[str, dict[str, Source]
     directory = backup_set.directory(settings.backup_dir)
     one = _newest_before(directory, request.before) if request.before else backup_set.find(directory, request.which or "latest")
     wanted = request.components or list(registry.CLASSES)
-    absent = [name for name in request.components if name not in one.files]
+    absent = [name for name in request.components if name not in one.holds]
     if absent:
-        raise UsageError(f"set {one.id} has no {', '.join(absent)}: it holds {', '.join(one.files) or 'nothing'}")
-    return one.id, {name: _set_source(one, name) for name in registry.CLASSES if name in wanted and name in one.files}
+        raise UsageError(f"set {one.id} has no {', '.join(absent)}: it holds {', '.join(one.holds) or 'nothing'}")
+    return one.id, {name: _set_source(one, name) for name in registry.CLASSES if name in wanted and name in one.holds}
 
 
 def _newest_before(directory: Path, moment: datetime) -> BackupSet:
@@ -171,7 +171,7 @@ def _newest_before(directory: Path, moment: datetime) -> BackupSet:
 
 
 def _set_source(one: BackupSet, name: str) -> Source:
-    path = one.files[name]
+    path = one.holds[name]
     return Source(path, pipeline.compression_of(path), one.entry(name))
 
 
