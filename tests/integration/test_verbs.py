@@ -186,6 +186,8 @@ def on_a_terminal(stores: Stores, answer: str, *arguments: str) -> tuple[int, st
             os.write(controller, f"{answer}\n".encode())
             answered = True
     os.close(controller)
+    if not answered:
+        child.kill()
     return child.wait(timeout=60), shown.decode(errors="replace")
 
 

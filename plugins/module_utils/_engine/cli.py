@@ -288,10 +288,7 @@ def _agreed(plan: Plan, arguments: argparse.Namespace, console: Console) -> bool
         console.step(line)
     if arguments.yes:
         return True
-    try:
-        return input(QUESTION).strip() == "yes"
-    except EOFError:
-        return False
+    return console.ask(QUESTION) == "yes"
 
 
 def _extract(arguments: argparse.Namespace) -> int:

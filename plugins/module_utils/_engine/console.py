@@ -90,6 +90,23 @@ class Console(Reporter):
             self._write("ERROR", text)
             self._say(f"✗ {text}", sys.stderr)
 
+    def ask(self, question: str) -> str:
+        """Ask a person and return the answer, stripped; nothing where the input has ended. Bars would hide the question."""
+        with self._guard:
+            self._end_bars()
+        try:
+            return input(question).strip()
+        except EOFError:
+            return ""
+
+    def _end_bars(self) -> None:
+        """Take the bars off the terminal; whatever moves next gets new ones."""
+        if self._bars is not None and self._tasks:
+            self._bars.stop()
+            for task in self._tasks.values():
+                self._bars.remove_task(task)
+            self._tasks.clear()
+
     def trace(self, error: BaseException) -> None:
         """Where an unexpected error came from: for the log alone, a person gets the sentence."""
         with self._guard:
@@ -100,7 +117,8 @@ class Console(Reporter):
             return
         with self._guard:
             if component not in self._tasks:
-                self._bars.start()
+                if not self._tasks:
+                    self._bars.start()
                 self._tasks[component] = self._bars.add_task(component, total=total)
             self._bars.update(self._tasks[component], completed=done, total=max(done, total) if total else None)
 
@@ -108,8 +126,8 @@ class Console(Reporter):
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bars is not None:
-            self._bars.stop()
+        with self._guard:
+            self._end_bars()
         if self._log is not None:
             self._log.close()
 
