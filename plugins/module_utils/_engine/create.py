@@ -238,7 +238,7 @@ def _verify_back(component: Component, path: Path, entry: dict[str, Any], digest
     examine_file(section, component, path, entry, "full", reporter, read.append)
     if section.faults:
         raise VerificationError(f"what was written cannot be trusted: {section.faults[0]}")
-    if read != [digest]:
+    if [(one.bytes, one.sha256, one.raw_bytes) for one in read] != [(digest.bytes, digest.sha256, digest.raw_bytes)]:
         raise VerificationError(f"{path} does not read back as it was written: check the disk")
 
 

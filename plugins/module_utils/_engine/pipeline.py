@@ -318,13 +318,23 @@ class Reader:
     `digest()` is only there once the content was read to its end: what was not read is not known to be whole.
     """
 
-    def __init__(self, path: Path, *, compression: str | None = None, advance: Callable[[int], None] | None = None):
-        """`compression` is what the file's name tells where it is None. `advance` is told how many raw bytes went by."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        compression: str | None = None,
+        advance: Callable[[int], None] | None = None,
+        hash_content: bool = True,
+    ):
+        """`compression` is what the file's name tells where it is None. `advance` is told how many raw bytes went by.
+
+        Without `hash_content` the digest of the content stays empty: whoever knows the file's own digest needs no other.
+        """
         self.path = path
         self._compression = compression or compression_of(path)
         self._advance = advance
         self._stored = hashlib.sha256()
-        self._raw = hashlib.sha256()
+        self._raw = hashlib.sha256() if hash_content else None
         self._stored_bytes = 0
         self._raw_bytes = 0
         self._complete = False
@@ -360,7 +370,8 @@ class Reader:
                 for piece in self._content():
                     if given_up.is_set() or process.stopping():
                         return
-                    self._raw.update(piece)
+                    if self._raw is not None:
+                        self._raw.update(piece)
                     ready.put(piece)
                 ready.put(None)
             except BaseException as error:  # raised in the reading thread
@@ -396,7 +407,8 @@ class Reader:
         """What was read. Raises BackupError before the end was reached."""
         if not self._complete:
             raise BackupError(f"{self.path} was not read to its end")
-        return Digest(self._stored_bytes, self._stored.hexdigest(), self._raw_bytes, self._raw.hexdigest())
+        raw = self._raw.hexdigest() if self._raw is not None else ""
+        return Digest(self._stored_bytes, self._stored.hexdigest(), self._raw_bytes, raw)
 
 
 class Stream:

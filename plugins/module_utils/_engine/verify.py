@@ -222,8 +222,8 @@ def _walk(
     measured(digest)
     section.sha256 = digest.sha256
     _compare_digest(section, label, path, entry, digest.sha256)
-    if entry and "raw_sha256" in entry and entry["raw_sha256"] != digest.raw_sha256:
-        section.bad(f"{label} holds other content than the manifest says: {path}")
+    if entry and "raw_bytes" in entry and entry["raw_bytes"] != digest.raw_bytes:
+        section.bad(f"{label} holds {digest.raw_bytes} bytes where the manifest says {entry['raw_bytes']}: {path}")
     if component.name == "postgresql" and compression != "none":
         section.good(f"{label} {compression} integrity OK")
     if examination.faults:

@@ -75,8 +75,8 @@ class Source:
     entry: dict[str, Any] | None = None
 
     def reader(self, advance: Callable[[int], None] | None = None) -> Reader:
-        """A reader of the decompressed content."""
-        return Reader(self.path, compression=self.compression, advance=advance)
+        """A reader of the decompressed content, which hashes what lies on the disk (and the content where no manifest does)."""
+        return Reader(self.path, compression=self.compression, advance=advance, hash_content=self.entry is None)
 
     def pieces(self) -> Iterator[bytes]:
         """The decompressed content."""

@@ -33,10 +33,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-
 from .. import clock, process
 from ..errors import BackupError, Cancelled, ToolError, UsageError, VerificationError, one_line
 from ..formats import rdb
@@ -57,6 +53,19 @@ from .base import (
     RestorePlan,
     Source,
 )
+
+
+class _Library:
+    """redis-py, loaded when it is first used: listing and verifying never need it, and it takes as long as they do."""
+
+    def __getattr__(self, name: str) -> Any:
+        import redis.backoff
+        import redis.retry
+
+        return getattr(redis, name)
+
+
+redis: Any = _Library()
 
 Client = Any
 """A `redis.Redis` that speaks bytes; its own annotations mix in those of the asynchronous client."""
@@ -113,7 +122,7 @@ def _connect(settings: RedisSettings, database: int = 0) -> Client:
         socket_connect_timeout=10,
         socket_timeout=600,
         socket_keepalive=True,
-        retry=Retry(NoBackoff(), 0),
+        retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
         **tls,
     )
 
@@ -362,7 +371,7 @@ class _Scratch:
             password=self.password,
             protocol=2,
             socket_timeout=3600,
-            retry=Retry(NoBackoff(), 0),
+            retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
         )
 
     def stop(self) -> None:
