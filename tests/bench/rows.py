@@ -308,6 +308,7 @@ def multiply(backup_dir: Path, number: int) -> None:
             "by": "create",
             "time": "",
             "depth": "full",
+            "summary": described.summary(),
         }
         for age in range(number)
     ]

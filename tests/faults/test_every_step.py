@@ -17,6 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from agentmem_backup import backup_set, verify
+from agentmem_backup.progress import Reporter
+from agentmem_backup.settings import load
 
 from tests.support import command, compare
 from tests.support.servers import Stores
@@ -61,9 +64,10 @@ def assert_every_set_is_whole(stores: Stores) -> int:
     named = {path.name.removeprefix("manifest_").removesuffix(".json") for path in manifests}
     lying = {path.name.split(".")[0].partition("_")[2] for path in stores.backup_dir.iterdir() if not path.name.startswith(".")}
     assert lying == named, "files lie there that no manifest describes"
-    for one in named:
-        done = command.run(stores, "verify", one)
-        assert done.returncode == 0, done.stdout + done.stderr
+    settings = load(environment={"BACKUP_DIR": str(stores.backup_dir)})
+    for one in backup_set.sets(stores.backup_dir):
+        report = verify.examine_set(settings, Reporter(), one)
+        assert report.verdict == "verified", report.faults
     return len(named)
 
 
