@@ -263,12 +263,15 @@ def _restore(arguments: argparse.Namespace) -> int:
             _print_json(restored.as_dict())
         asked = "health_url" in settings.sources
         failed = [check.text for check in restored.checks if check.failed and (asked or check.name in ("memories", "redis"))]
-        if not restored.equal:
+        if not restored.sound:
             return 3
         if failed:
             console.error(f"the data is restored and equal, but the application is not well: {'; '.join(failed)}")
             return 1
-        console.step(f"restored {restored.name} in {restored.duration_s:.1f} s: equal to what was backed up")
+        proof = "equal to what was backed up"
+        if restored.undescribed:
+            proof = f"what the files hold is there; {', '.join(restored.undescribed)} came without a manifest to compare with"
+        console.step(f"restored {restored.name} in {restored.duration_s:.1f} s: {proof}")
         return 0
 
 

@@ -95,7 +95,7 @@ def read(path: Path) -> Manifest:
         )
     recorded = data.pop("digest", None)
     manifest = Manifest(data)
-    if recorded != manifest.digest():
+    if recorded != manifest.digest() or content != manifest.to_json():
         raise VerificationError(f"the manifest {path} was changed after it was written: its own digest does not fit")
     components = data.get("components")
     if not isinstance(components, dict) or f"manifest_{data.get('id')}.json" != path.name:

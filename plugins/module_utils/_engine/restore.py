@@ -65,17 +65,31 @@ class Restored:
     checks: list[post_checks.PostCheck]
     duration_s: float
     warnings: list[str]
+    undescribed: list[str]
+    """Components restored from files without a manifest: there was nothing to compare them with."""
+
+    @property
+    def differences(self) -> list[str]:
+        """Everything in which the live stores differ from what was backed up."""
+        return [f"{name}: {text}" for name, one in self.comparisons.items() for text in one.differences]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing differs, and every store that has a manifest was compared with it."""
+        described = [one for name, one in self.comparisons.items() if name not in self.undescribed]
+        return bool(self.comparisons) and not self.differences and all(one.equal for one in described)
 
     @property
     def equal(self) -> bool:
-        """Whether every restored store was compared and nothing differs."""
-        return bool(self.comparisons) and all(one.equal for one in self.comparisons.values())
+        """Whether every restored store was compared with its manifest and nothing differs."""
+        return self.sound and not self.undescribed
 
     def as_dict(self) -> dict[str, Any]:
         """For --json and for modules."""
         return {
             "restored": self.name,
             "equal": self.equal,
+            "undescribed": self.undescribed,
             "components": {
                 name: {
                     "compared": one.compared,
@@ -235,6 +249,7 @@ class _Run:
             post_checks.run(self.settings, self.components),
             time.monotonic() - begun,
             self.reporter.warnings,
+            [name for name, source in self.sources.items() if source.entry is None],
         )
         self._tell(restored)
         return restored
@@ -339,9 +354,8 @@ class _Run:
                 self.reporter.warn(f"{name}: not compared: {reason}")
         for check in restored.checks:
             (self.reporter.warn if check.failed else self.reporter.step)(f"check: {check.text}")
-        differences = [f"{name}: {text}" for name, one in restored.comparisons.items() for text in one.differences]
-        if differences:
-            self.reporter.warn("the live data differs from what was backed up: " + "; ".join(differences[:10]))
+        if restored.differences:
+            self.reporter.warn("the live data differs from what was backed up: " + "; ".join(restored.differences[:10]))
 
 
 def _record(directory: Path, name: str, result: str, reporter: Reporter, **facts: Any) -> None:
