@@ -82,7 +82,7 @@ class Gzip:
         if self._level == 0 or not self._compresses(piece):
             return start + self._deflate(zlib, 0, piece)
         if self._level <= 6 and fast_zlib is not zlib:
-            return start + self._deflate(fast_zlib, 1 if self._level <= 3 else 2, piece)
+            return start + self._deflate(fast_zlib, 1, piece)
         return start + self._deflate(zlib, 1 if self._level <= 6 else self._level, piece)
 
     def finish(self) -> bytes:
