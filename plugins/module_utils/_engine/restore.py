@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -256,17 +256,19 @@ class _Run:
 
     def verify_fully(self) -> None:
         """Full verification of what is about to be restored. Raises VerificationError; nothing was touched."""
-        faults: list[str] = []
         for name in self.components:
             self.reporter.step(f"{name}: verifying {self.sources[name].path}")
         if self.request.files:
-            for path in self.request.files.values():
-                faults += verify.verify_file(self.settings, self.reporter, path).faults
+            reports = [verify.verify_file(self.settings, self.reporter, path) for path in self.request.files.values()]
+            sections = [section for report in reports for section in report.sections]
         else:
-            directory = backup_set.directory(self.settings.backup_dir)
-            report = verify.examine_set(self.settings, self.reporter, backup_set.find(directory, self.name))
-            titles = {registry.CLASSES[name].title for name in self.components} | {"Manifest File"}
-            faults = [fault for section in report.sections if section.title in titles for fault in section.faults]
+            one = backup_set.find(backup_set.directory(self.settings.backup_dir), self.name)
+            found = verify.examine_set(self.settings, self.reporter, one, components=list(self.components)).sections
+            sections = [section for section in found if section.component in ("", *self.components)]
+        for section in sections:
+            if section.component in self.sources:
+                self.sources[section.component] = replace(self.sources[section.component], walked=section.walked)
+        faults = [fault for section in sections for fault in section.faults]
         if faults:
             raise VerificationError(
                 f"{self.name} does not verify, and nothing was touched: {'; '.join(faults)} "

@@ -39,6 +39,9 @@ class Section:
     lines: list[tuple[bool, str]] = field(default_factory=list)
     sha256: str = ""
     remark: str = ""
+    component: str = ""
+    walked: dict[str, Any] = field(default_factory=dict)
+    """What the walk through the file found, for whoever reads the same file next."""
 
     def good(self, text: str) -> None:
         """Add a ✓ line."""
@@ -113,8 +116,10 @@ def verify_set(settings: Settings, reporter: Reporter, which: str, *, depth: str
     return report
 
 
-def examine_set(settings: Settings, reporter: Reporter, one: BackupSet, *, depth: str = FULL) -> Report:
-    """Verify a set without recording anything."""
+def examine_set(
+    settings: Settings, reporter: Reporter, one: BackupSet, *, depth: str = FULL, components: list[str] | None = None
+) -> Report:
+    """Verify a set, or only the files of some `components` and the manifest, without recording anything."""
     begun = time.monotonic()
     context = Context(settings, reporter, one.directory, lambda step, **facts: None)
     damaged = ""
@@ -123,15 +128,15 @@ def examine_set(settings: Settings, reporter: Reporter, one: BackupSet, *, depth
     except VerificationError as error:
         described, damaged = None, str(error)
     digests = _text_digests(one) if one.legacy else {}
-    components = registry.make(context, list(registry.CLASSES))
+    examined = registry.make(context, list(registry.CLASSES) if components is None else components)
 
     def examine(name: str) -> Section:
-        component = components[name]
+        component = examined[name]
         path = one.files.get(name)
         entry = described.components.get(name) if described else None
         if entry is not None:
             path = one.directory / str(entry["file"])
-        section = Section(component.title)
+        section = Section(component.title, component=name)
         if path is None:
             return _absent(section, one, component, described)
         entry = entry or ({"sha256": digests[path.name]} if path.name in digests else None)
@@ -141,9 +146,9 @@ def examine_set(settings: Settings, reporter: Reporter, one: BackupSet, *, depth
         examine_file(section, component, path, entry, depth, reporter)
         return section
 
-    with Crew(components) as crew:
+    with Crew(examined) as crew:
         found = crew.each(examine)
-    sections = [*found.values(), _manifest_section(one, described, damaged)]
+    sections = [*(found[name] for name in examined), _manifest_section(one, described, damaged)]
     alarms = list(described.data.get("alarms", [])) if described else []
     return Report(one.id, f"Verifying Backup Set: {one.id}", depth, sections, alarms, duration_s=time.monotonic() - begun)
 
@@ -216,6 +221,7 @@ def _walk(
     reader = source.reader(lambda done: reporter.advance(component.name, done, total))
     pieces = reader.pieces()
     examination = component.examine(source, pieces)
+    section.walked = examination.facts
     for _ in pieces:  # a walk that ended before the file did: the rest must be whole too
         pass
     digest = reader.digest()
@@ -284,7 +290,7 @@ def verify_file(settings: Settings, reporter: Reporter, path: Path, *, depth: st
         raise UsageError(f"{path} is not a backup file: its name must begin with db_, redis_, qdrant_ or config_")
     context = Context(settings, reporter, path.parent, lambda step, **facts: None)
     component = registry.CLASSES[name](context)
-    section = Section(component.title)
+    section = Section(component.title, component=name)
     one = backup_set.set_of_file(path)
     entry: dict[str, Any] | None = None
     if one is not None and not one.legacy:

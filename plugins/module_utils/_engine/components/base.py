@@ -67,12 +67,14 @@ class Cut(ABC):
 class Source:
     """One component's file, to be examined, restored or extracted from.
 
-    `entry` is the component's part of the manifest; None for a legacy set or a file without its set.
+    `entry` is the component's part of the manifest; None for a legacy set or a file without its set. `walked` are the
+    facts that `examine` found in this very file, where the verb has just verified it: they need not be found again.
     """
 
     path: Path
     compression: str
     entry: dict[str, Any] | None = None
+    walked: dict[str, Any] = field(default_factory=dict)
 
     def reader(self, advance: Callable[[int], None] | None = None) -> Reader:
         """A reader of the decompressed content, which hashes what lies on the disk (and the content where no manifest does)."""
