@@ -417,7 +417,10 @@ def test_restoring_beside_with_a_prefix_leaves_the_live_data(filled: Case) -> No
 # -- what the fingerprint sees ----------------------------------------------------------------------------------------
 
 
-def test_one_changed_payload_or_vector_makes_the_content_differ(filled: Case) -> None:
+@pytest.mark.parametrize("way", ["answers", "snapshot"])
+def test_one_changed_payload_or_vector_makes_the_content_differ(filled: Case, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "snapshot":
+        monkeypatch.setattr(store, "_SCROLLED_NUMBERS", 0)
     source = filled.dump(CONTENT)
     one = filled.ask("POST", "/collections/agents/points", {"ids": [2], "with_vector": True, "with_payload": True})[0]
 
@@ -440,6 +443,8 @@ def test_one_changed_payload_or_vector_makes_the_content_differ(filled: Case) ->
         assert said() == ["collection agents: the content of its points differs from the backup"]
         filled.ask("PUT", "/collections/agents/points?wait=true", {"points": [one]})
         assert said() == []
+    assert filled.snapshots() == []
+    assert list(filled.work.iterdir()) == []
 
 
 def test_counts_alias_and_index_are_compared(filled: Case) -> None:

@@ -34,7 +34,7 @@ _START = (
     "importlib.import_module(task['module']).child(task)"
 )
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str).encode  # in ASCII
-_BATCH_NUMBERS = 500_000  # floats of a scroll's page: Python takes 32 bytes for each
+_BATCH_NUMBERS = 100_000  # floats of a scroll's page: Python takes 32 bytes for each
 
 
 class Digest:

@@ -65,6 +65,7 @@ _STAMP = re.compile(r"-(\d{4}-\d\d-\d\d-\d\d-\d\d-\d\d)\.snapshot$")  # the end 
 _SETTLE_S = 5.0  # how long a restored collection may go on optimizing before we stop waiting: it answers all the while
 _READY_S = 120.0
 _COLLECTIONS_AT_ONCE = 4
+_SCROLLED_NUMBERS = 20_000_000  # of larger collections the live content is compared by a snapshot
 _CREATED_WITH = ("hnsw_config", "wal_config", "quantization_config", "strict_mode_config", "metadata")
 
 Result = TypeVar("Result")
@@ -119,8 +120,10 @@ class Node:
         if self._clients is None:
             timeout = httpx.Timeout(self._settings.timeout_s, connect=10.0)
             key = self._settings.api_key
+            # Where compression is accepted downloads come compressed on the fly and without their length (measured).
+            headers = {b"accept-encoding": b"identity", **({b"api-key": key.encode()} if key else {})}
             self._clients = httpx.Client(
-                headers={b"api-key": key.encode()} if key else None,
+                headers=headers,
                 timeout=timeout,
                 verify=self._trust(),
                 trust_env=False,  # proxies of the environment are not for a store's gigabytes
@@ -296,11 +299,10 @@ class Node:
     def download(self, collection: str, name: str, size: int) -> Iterator[bytes]:
         """The bytes of a snapshot, which must be `size`. Raises BackupError where they come short, compressed or longer."""
         what = f"downloading the snapshot {name}"
-        headers = {"Accept-Encoding": "identity"}  # else it comes compressed on the fly, and without a length
         seen = 0
         with (
             self._words(what),
-            self._client.stream("GET", self.url + _path(collection, "snapshots", name), headers=headers) as answer,
+            self._client.stream("GET", self.url + _path(collection, "snapshots", name)) as answer,
         ):
             if answer.status_code != 200:
                 answer.read()
@@ -314,6 +316,8 @@ class Node:
             if int(length) != size:
                 raise BackupError(f"the snapshot {name} has {length} bytes on {self.shown}, which said {size} when making it")
             for piece in answer.iter_raw():
+                if stopping():
+                    raise Cancelled("the run is being stopped")
                 seen += len(piece)
                 yield piece
         if seen != size:
@@ -611,7 +615,12 @@ class QdrantComponent(Component):
                 raise
             name = str(made["name"])
             if name not in known:
-                self.note(_MADE, url=node.url, collection=collection, name=name)
+                try:
+                    self.note(_MADE, url=node.url, collection=collection, name=name)
+                except BackupError:  # the disk is full: what no journal names must not stay
+                    with contextlib.suppress(BackupError):
+                        node.delete_snapshot(collection, name)
+                    raise
                 listed = {one["name"]: one for one in node.snapshots(collection)}.get(name)
                 if listed and (listed["size"], listed.get("checksum")) == (made["size"], made.get("checksum")):
                     return made
@@ -873,6 +882,13 @@ class _Collection:
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
     not_digested: str = ""
 
+    def digest(self) -> points.Digest:
+        """All shards together."""
+        total = points.Digest()
+        for shard in self.shards.values():
+            total.join(shard["points"], shard["digest"])
+        return total
+
     def record(self) -> dict[str, Any]:
         return {
             "name": self.name,
@@ -978,7 +994,7 @@ class QdrantCut(Cut):
                 yield piece
 
         if self.level == CONTENT and self._undigested is None:
-            self._readings.start(collection, made.node.name, pieces(), what)
+            self._readings.start(collection, pieces(), what)
         else:
             for _ in pieces():
                 pass
@@ -1041,9 +1057,7 @@ class QdrantCut(Cut):
             if why := self._undigested or one.not_digested:
                 found[one.name]["not_digested"] = why
             else:
-                total = points.Digest()
-                for shard in one.shards.values():
-                    total.join(shard["points"], shard["digest"])
+                total = one.digest()
                 found[one.name].update(points=total.points, digest=total.hex())
         return {"level": self.level, "collections": found, "aliases": self.aliases}
 
@@ -1076,9 +1090,9 @@ class _Readings:
     def __init__(self, component: QdrantComponent):
         self._component = component
         self._number = 0
-        self._running: tuple[_Collection, str, points.Reading] | None = None
+        self._running: tuple[_Collection, points.Reading] | None = None
 
-    def start(self, collection: _Collection, node: str, pieces: Iterator[bytes], what: str) -> None:
+    def start(self, collection: _Collection, pieces: Iterator[bytes], what: str) -> None:
         """Read `pieces` to their end, and let a child digest what they hold."""
         folder = self._component.context.workdir / f"qdrant-points-{self._number}"
         self._number += 1
@@ -1088,13 +1102,13 @@ class _Readings:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         self.finish()
-        self._running = (collection, node, points.Reading(folder, skip=list(collection.shards)))
+        self._running = (collection, points.Reading(folder, skip=list(collection.shards)))
 
     def finish(self) -> None:
         """Wait for the child. Where it fails the content is not compared, and the entry says why."""
         if self._running is None:
             return
-        collection, _, reading = self._running
+        collection, reading = self._running
         try:
             collection.shards.update(reading.result())
         except Cancelled:
@@ -1109,7 +1123,7 @@ class _Readings:
     def close(self) -> None:
         """End what runs."""
         if self._running is not None:
-            self._running[2].close()
+            self._running[1].close()
             self._running = None
 
 
@@ -1516,8 +1530,6 @@ class QdrantRestoration(Restoration):
 
                 def pieces(node: Node = node, made: dict[str, Any] = made, digest: Any = digest) -> Iterator[bytes]:
                     for piece in node.download(target.name, made["name"], int(made["size"])):
-                        if stopping():
-                            raise Cancelled("the run is being stopped")
                         digest.update(piece)
                         yield piece
 
@@ -1719,12 +1731,38 @@ class QdrantRestoration(Restoration):
             found.not_compared.append(f"the content of collection {target.name}: {wanted['not_digested']}")
         if "digest" not in wanted:
             return
-        total = points.Digest()
-        for point in self.nodes[0].points(target.name, _numbers(target.record["config"])):
-            total.add(point["id"], point.get("payload"), point.get("vector"))
+        numbers = _numbers(target.record["config"])
+        large = numbers * int(wanted["points"]) > _SCROLLED_NUMBERS and points.unavailable() is None
+        digest = self._digest_of_snapshot(target) if large else self._digest_of_answers(target, numbers)
         found.compared += 1
-        if total.hex() != wanted["digest"]:
+        if digest != wanted["digest"]:
             found.differences.append(f"collection {target.name}: the content of its points differs from the backup")
+
+    def _digest_of_answers(self, target: _Target, numbers: int) -> str:
+        """Of what the server gives to whoever asks for points."""
+        total = points.Digest()
+        for point in self.nodes[0].points(target.name, numbers):
+            total.add(point["id"], point.get("payload"), point.get("vector"))
+        return total.hex()
+
+    def _digest_of_snapshot(self, target: _Target) -> str:
+        """Of a snapshot of the live collection: a sixth of the time, for no number becomes text on the way."""
+        live = _Collection(target.name, {})
+        readings = _Readings(self.component)
+        try:
+            for node in self.nodes:
+                made = self.component.snapshot(node, target.name)
+                try:
+                    pieces = node.download(target.name, made["name"], int(made["size"]))
+                    readings.start(live, pieces, f"the snapshot {made['name']}")
+                finally:
+                    node.delete_snapshot(target.name, made["name"])
+            readings.finish()
+        finally:
+            readings.close()
+        if live.not_digested:
+            raise BackupError(f"the content of collection {target.name} could not be compared: {live.not_digested}")
+        return live.digest().hex()
 
     def abort(self) -> None:
         """Upload the safety copies back, delete what was created, put the old aliases back. Raises BackupError for what stays."""
