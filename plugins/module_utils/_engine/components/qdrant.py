@@ -64,6 +64,7 @@ _MAKING, _MADE, _UPLOADING = "qdrant_snapshot", "qdrant_snapshot_made", "qdrant_
 _STAMP = re.compile(r"-(\d{4}-\d\d-\d\d-\d\d-\d\d-\d\d)\.snapshot$")  # the end of a snapshot's name: its start in UTC
 _SETTLE_S = 5.0  # how long a restored collection may go on optimizing before we stop waiting: it answers all the while
 _READY_S = 120.0
+_GRACE_S = 30.0  # within what systemd gives a unit to stop (90 s)
 _COLLECTIONS_AT_ONCE = 4
 _SCROLLED_NUMBERS = 20_000_000  # of larger collections the live content is compared by a snapshot
 _CREATED_WITH = ("hnsw_config", "wal_config", "quantization_config", "strict_mode_config", "metadata")
@@ -82,8 +83,11 @@ class Answered(BackupError):
         self.status = status
 
 
-def patiently(action: Callable[[], Result]) -> Result:
-    """Run `action`, which may take an hour inside the server, so that a run that is being stopped need not wait for it."""
+def patiently(action: Callable[[], Result], *, grace_s: float = 0) -> Result:
+    """Run `action`, which may take an hour inside the server, so that a run that is being stopped need not wait for it.
+
+    A stopped run still waits `grace_s` for the answer: what the server is about to make must be deleted again.
+    """
     done: concurrent.futures.Future[Result] = concurrent.futures.Future()
 
     def work() -> None:
@@ -93,9 +97,12 @@ def patiently(action: Callable[[], Result]) -> Result:
             done.set_exception(error)
 
     threading.Thread(target=work, name="qdrant-request", daemon=True).start()
+    deadline: float | None = None
     while True:
         if stopping() and not done.done():
-            raise Cancelled("the run is being stopped")
+            deadline = deadline or time.monotonic() + grace_s
+            if time.monotonic() >= deadline:
+                raise Cancelled("the run is being stopped")
         concurrent.futures.wait([done], timeout=0.2)
         if done.done():
             return done.result()
@@ -277,7 +284,7 @@ class Node:
     def make_snapshot(self, collection: str) -> dict[str, Any]:
         """Make a snapshot: name, size, checksum (null where the server keeps them on S3)."""
         path, what = _path(collection) + "/snapshots", f"making a snapshot of {collection}"
-        found: dict[str, Any] = patiently(lambda: self.ask("POST", path, what=what))
+        found: dict[str, Any] = patiently(lambda: self.ask("POST", path, what=what), grace_s=_GRACE_S)
         return found
 
     def delete_snapshot(self, collection: str, name: str) -> None:
