@@ -32,9 +32,12 @@ class Crew:
 
         The first failure calls `on_failure`, stops what the others run, and is raised when all have ended.
         """
-        futures = {self._threads[name].submit(work, name): name for name in (names or self._threads)}
+        futures: dict[concurrent.futures.Future[Result], str] = {}
         failures: list[tuple[str, BaseException]] = []
         try:
+            # Inside the try: a signal may come between two of them, and those that wait for the others must be let go.
+            for name in names or self._threads:
+                futures[self._threads[name].submit(work, name)] = name
             for future in concurrent.futures.as_completed(futures):
                 error = future.exception()
                 if error is not None:

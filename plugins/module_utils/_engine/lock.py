@@ -16,17 +16,32 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from . import clock, process
 from .errors import LockedError
 
+_LAST_BREATH_S = 10.0
+"""How long to wait, unasked, where the holder itself is gone: the programs that it started are just ending."""
 
-def _holder(path: Path) -> str:
+
+def _facts(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text())
-        return f"{facts['verb']} (process {facts['pid']}) since {facts['since']}"
+        return {"verb": str(facts["verb"]), "pid": int(facts["pid"]), "since": str(facts["since"])}
     except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _holder(facts: dict[str, Any]) -> str:
+    if not facts:
         return "another run"
+    gone = "" if _alive(facts["pid"]) else "a program started by "
+    return f"{gone}{facts['verb']} (process {facts['pid']}) since {facts['since']}"
+
+
+def _alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists() or not Path("/proc/self").exists()
 
 
 @contextlib.contextmanager
@@ -39,22 +54,25 @@ def hold(path: Path, verb: str, wait_s: float = 0) -> Iterator[None]:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        deadline = time.monotonic() + wait_s
+        begun = time.monotonic()
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() >= deadline:
+                facts = _facts(path)
+                allowed = wait_s if not facts or _alive(facts["pid"]) else max(wait_s, _LAST_BREATH_S)
+                left = begun + allowed - time.monotonic()
+                if left <= 0:
                     waited = f" after waiting {wait_s:g} s" if wait_s else ""
                     raise LockedError(
-                        f"{path.parent.parent} is locked{waited}: {_holder(path)} is at work there; "
+                        f"{path.parent.parent} is locked{waited}: {_holder(facts)} is at work there; "
                         "wait for it, or give --lock-wait SECONDS"
                     ) from None
-                time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
-        facts = {"pid": os.getpid(), "verb": verb, "since": clock.iso(clock.now())}
+                time.sleep(min(0.2, left))
+        holder = {"pid": os.getpid(), "verb": verb, "since": clock.iso(clock.now())}
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(facts).encode(), 0)
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
         with process.inheriting(descriptor):
             yield
     finally:
