@@ -456,4 +456,4 @@ def test_row_security_does_not_hide_rows_from_the_owner(store: Store) -> None:
 def test_probe_measures_and_names_versions(store: Store) -> None:
     probe = store.component.probe()
     assert probe.problems == [] and probe.warnings == []
-    assert probe.facts["server"].startswith("PostgreSQL ") and probe.raw_bytes > 500_000
+    assert probe.facts["server"]["name"] == "PostgreSQL" and probe.raw_bytes > 500_000

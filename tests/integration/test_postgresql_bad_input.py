@@ -130,7 +130,7 @@ def fake_programs(tmp_path: Path) -> Iterator[Path]:
 
 def test_wrong_major_of_pg_dump_is_refused_in_words(store: Store, fake_programs: Path) -> None:
     store.settings.postgresql.bin_dir = str(fake_programs)
-    server = int(store.new().probe().facts["server"].split()[1].split(".")[0])
+    server = int(store.new().probe().facts["server"]["version"].split(".")[0])
     problems = store.new().probe().problems
     assert problems == [
         f"{name} in {fake_programs} is too old: 11.22, and {server} is needed: install postgresql-client-{server}"

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from . import audit, backup_set, clock, history, preflight, registry
-from .components.base import Context
+from .components.base import Context, named
 from .crew import Crew
 from .errors import VerificationError
 from .manifest import human_size
@@ -45,7 +45,7 @@ def check(settings: Settings, reporter: Reporter, max_age: timedelta | None = No
     for name, probe in ready.probes.items():
         if not probe.problems:
             size = f", about {human_size(probe.raw_bytes)}" if probe.raw_bytes is not None else ""
-            checked.good.append(f"{name}: {probe.facts.get('server', 'reachable')}{size}")
+            checked.good.append(f"{name}: {named(probe.facts.get('server', 'reachable'))}{size}")
     if ready.needed <= ready.free:
         checked.good.append(f"disk: {human_size(ready.free)} free, {human_size(ready.needed)} needed ({ready.basis})")
     if max_age is not None:

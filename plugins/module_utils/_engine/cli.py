@@ -332,6 +332,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _info(arguments: argparse.Namespace) -> int:
+    from .components.base import named
     from .info import info
     from .manifest import human_size
 
@@ -350,7 +351,7 @@ def _info(arguments: argparse.Namespace) -> int:
         entry = entries.get(name, {})
         for key in ("server", "tool", "method", "cut", "raw_bytes", "sha256"):
             if key in entry:
-                print(f"  {key}: {entry[key]}")
+                print(f"  {key}: {named(entry[key])}")
         for warning in entry.get("warnings", []):
             print(f"  ⚠ {warning}")
     return 0

@@ -22,7 +22,7 @@ from typing import Any
 
 from . import __version__, audit, backup_set, clock, history, hooks, lock, manifest, preflight, process, prune, registry
 from .backup_set import Staging
-from .components.base import Component, Context
+from .components.base import Component, Context, named
 from .crew import Crew
 from .errors import BackupError, Cancelled, VerificationError
 from .manifest import Manifest, human_size
@@ -90,7 +90,7 @@ def plan(settings: Settings, reporter: Reporter) -> list[str]:
     ready = check_ready(directory, settings, reporter)
     lines = [f"would make a set in {directory} of: {', '.join(settings.components)}"]
     lines += [
-        f"{name}: {facts.facts.get('server', 'ready')}"
+        f"{name}: {named(facts.facts.get('server', 'ready'))}"
         + (f", about {human_size(facts.raw_bytes)} before compression" if facts.raw_bytes is not None else "")
         for name, facts in ready.probes.items()
     ]

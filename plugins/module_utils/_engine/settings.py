@@ -132,7 +132,6 @@ class Settings:
     lock_wait_s: float = _option(0.0, "how long to wait for another run")
     services: list[str] = _option([], "systemd units of the application, stopped while a restore switches")
     health_url: str = _option("http://localhost:8080", "where the application answers /health after a restore; empty: not asked")
-    keep_previous_hours: float = _option(24.0, "how long the data that a restore replaced is kept")
     notify_email: str = _option("", "where to send a message", env="NOTIFY_EMAIL")
     notify_slack_webhook: str = _option("", "Slack address to send a message to", env="NOTIFY_SLACK_WEBHOOK", secret=True)
     postgresql: PostgresqlSettings = field(default_factory=PostgresqlSettings)

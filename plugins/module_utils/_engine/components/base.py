@@ -25,6 +25,11 @@ COUNTS, CONTENT = "counts", "content"
 """The two levels of a fingerprint: how much there is, and what it is."""
 
 
+def named(program: Any) -> str:
+    """A server or tool as the manifest has it ({"name": …, "version": …}), for a sentence: PostgreSQL 15.14."""
+    return f"{program['name']} {program['version']}" if isinstance(program, dict) else str(program)
+
+
 @dataclass
 class Probe:
     """What a store answered before a run: nothing was touched yet.
@@ -53,7 +58,7 @@ class Cut(ABC):
     def entry(self) -> dict[str, Any]:
         """After `dump`: what the manifest records of this component (JSON types only).
 
-        Always `server` (name and version), `tool` (program or library and version that made the file), `fingerprint`
+        Always `server` ({"name": …, "version": …}), `tool` (what made the file, likewise), `fingerprint`
         ({"level": counts or content, …}), `method` (how, in words), `requires` (what a restore needs: roles, extensions,
         …) and `warnings` (sentences); plus what the component needs for its own restore.
         """

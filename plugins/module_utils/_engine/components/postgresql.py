@@ -54,6 +54,7 @@ from .base import (
     RestoreOptions,
     RestorePlan,
     Source,
+    named,
 )
 
 if TYPE_CHECKING:
@@ -240,9 +241,10 @@ def major_of(connection: Connection) -> int:
     return connection.info.server_version // 10000
 
 
-def version_of(connection: Connection) -> str:
-    """The server as a manifest names it: PostgreSQL 15.14."""
-    return "PostgreSQL " + str(value(connection, "SELECT pg_catalog.current_setting('server_version')")).split()[0]
+def server_of(connection: Connection) -> dict[str, str]:
+    """The server as a manifest names it: PostgreSQL and 15.14."""
+    told = str(value(connection, "SELECT pg_catalog.current_setting('server_version')"))
+    return {"name": "PostgreSQL", "version": told.split()[0]}
 
 
 # ---------------------------------------------------------------------------------------------------------- programs
@@ -665,8 +667,8 @@ class PostgresqlCut(Cut):
         with self._access.answered("reading the catalogue"):
             database = str(value(self._open, "SELECT pg_catalog.current_database()"))
             self._entry = {
-                "server": version_of(self._open),
-                "tool": f"pg_dump {self._tool.version}",
+                "server": server_of(self._open),
+                "tool": {"name": "pg_dump", "version": self._tool.version},
                 "role": str(value(self._open, "SELECT current_user")),
                 "requires": requirements(self._open),
                 "database": database_facts(self._open, database),
@@ -1549,9 +1551,9 @@ class PostgresqlComponent(Component):
 
     def _look_at(self, connection: Connection, probe: Probe) -> None:
         server = major_of(connection)
-        probe.facts["server"] = version_of(connection)
+        probe.facts["server"] = server_of(connection)
         if server < OLDEST_SERVER:
-            probe.problems.append(f"{version_of(connection)} is too old: {OLDEST_SERVER} and newer are supported")
+            probe.problems.append(f"{named(server_of(connection))} is too old: {OLDEST_SERVER} and newer are supported")
         for program in ("pg_dump", "pg_restore"):
             try:
                 tool = find_tool(program, self.settings.postgresql.bin_dir, server)

@@ -540,7 +540,7 @@ class QdrantComponent(Component):
         return found
 
     def _probe(self, nodes: list[Node], found: Probe) -> None:
-        found.facts.update(version=nodes[0].version, nodes=len(nodes))
+        found.facts.update(server={"name": "Qdrant", "version": nodes[0].version}, nodes=len(nodes))
         for node in nodes:
             if problem := _snapshot_right(node):
                 found.problems.append(problem)

@@ -1815,7 +1815,7 @@ class RedisComponent(Component):
         settings = self.settings.redis
         server = _info(client, "server")
         name, version = _version(server)
-        probe.facts = {"server": name, "version": version}
+        probe.facts = {"server": {"name": name, "version": version}}
         where = _where(settings)
         if server.get("redis_mode") == "cluster":
             probe.problems.append(
@@ -1856,9 +1856,10 @@ class RedisComponent(Component):
 
     def _probe_program(self, program: str, probe: Probe) -> None:
         name, version = _program_version(program)
-        server = str(probe.facts.get("server", "")), str(probe.facts.get("version", "0"))
-        if server[0] and _format_of(name, version) < _format_of(*server):
-            text = f"the {name}-server {version} here is older than the server's {server[1]} and cannot load its dumps: update it"
+        server = probe.facts.get("server")
+        if server and _format_of(name, version) < _format_of(server["name"], server["version"]):
+            made = server["version"]
+            text = f"the {name}-server {version} here is older than the server's {made} and cannot load its dumps: update it"
             (probe.problems if _wanted(self.settings.redis) is not None else probe.warnings).append(text)
 
     def open_cut(self, ready: Callable[[], None], level: str) -> Cut:
