@@ -193,6 +193,7 @@ class Staging:
             raise UsageError(f"there is a set {name} in {backup_dir} already: wait a second and run again")
         guarded(lambda: _make_private(self.path), f"making {self.path}")
         guarded(lambda: journal.sync_directory(self.path.parent), f"making {self.path}")
+        self._publishing: list[str] = []
         self.journal = guarded(lambda: journal.Journal(self.path / "journal"), f"writing {self.path / 'journal'}")
         self.note("begin", id=name)
 
@@ -229,13 +230,24 @@ class Staging:
         """Move the named files to their places, in that order (the JSON manifest last), and end the staging."""
         guarded(lambda: journal.sync_directory(self.path), f"writing {self.path}")
         self.note("publish", files=names)
+        self._publishing = names
         _move(self.path, self.backup_dir, names, self.note)
         self.note("published")
+        self._publishing = []
         self.journal.close()
         _remove_staging(self.path)
 
     def discard(self) -> None:
-        """Give the set up and remove what was made for it."""
+        """Give the set up and remove what was made for it; one that is just being published is whole, and is finished.
+
+        Where that is not possible now (a full disk), it is left to the next run, which the journal tells.
+        """
+        if self._publishing:
+            try:
+                _move(self.path, self.backup_dir, self._publishing, self.note)
+            except BackupError:
+                self.journal.close()
+                return
         self.journal.close()
         _remove_staging(self.path)
 

@@ -145,14 +145,15 @@ def _create(directory: Path, set_id: str, settings: Settings, reporter: Collecti
         staging.write(text_name, described.to_text().encode())
         staging.write(json_name, described.to_json())
         manifest.read(staging.path / json_name)
+        alarms = list(described.data["alarms"])
+        verdict = history.SUSPICIOUS if alarms else history.VERIFIED
+        # Before the set is there: whatever happens from now on, it never lies there without what is known of it.
+        history.append(directory, set_id, verdict, "create", depth="full", alarms=alarms, faults=[], summary=described.summary())
         staging.publish([*(entry["file"] for entry in entries.values()), text_name, json_name])
     except BaseException:
         process.resume()
         staging.discard()
         raise
-    alarms = list(described.data["alarms"])
-    verdict = history.SUSPICIOUS if alarms else history.VERIFIED
-    history.append(directory, set_id, verdict, "create", depth="full", alarms=alarms, faults=[], summary=described.summary())
     duration = time.monotonic() - begun
     audit.append(directory, "create", verdict, id=set_id, bytes=described.size, digest=described.digest())
     reporter.step(f"set {set_id}: {verdict}, {human_size(described.size)} in {duration:.1f} s")

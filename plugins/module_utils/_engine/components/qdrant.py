@@ -1338,6 +1338,12 @@ class _Target:
         return self.live is not None or bool(self.broken)
 
 
+def _new_folder(parent: Path) -> Path:
+    """Where the collections of this moment will be saved: a name that no other restore took (it is not made yet)."""
+    names = (f"qdrant_{clock.set_id(clock.now())}{suffix}" for suffix in ("", *(f"_{number}" for number in range(2, 1000))))
+    return next(path for name in names if not (path := parent / name).exists())
+
+
 class QdrantRestoration(Restoration):
     """Absent collections are uploaded in `prepare`; those that are there are saved in `prepare` and replaced in `commit`."""
 
@@ -1349,7 +1355,7 @@ class QdrantRestoration(Restoration):
         self.nodes = component.connect()
         self.by_name: dict[str, Node] = {}
         self.targets: list[_Target] = []
-        self.previous = Path(component.settings.backup_dir) / ".state" / "previous" / f"qdrant_{clock.set_id(clock.now())}"
+        self.previous = _new_folder(Path(component.settings.backup_dir) / ".state" / "previous")
         self.aliases_before: dict[str, str] | None = None
         self._leftovers: list[tuple[Node, str, str]] = []
         try:
