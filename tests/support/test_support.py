@@ -545,8 +545,11 @@ def test_acl_users_and_further_directives() -> None:
 
 def test_servers_die_with_their_process_and_leave_nothing_when_interrupted() -> None:
     """The demo is interrupted: SIGINT cleans up, SIGKILL leaves no process."""
+    # What runs the tests in the background may have made SIGINT one that is ignored, which children inherit.
     script = """
+import signal
 from tests.support.servers import Redis
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with Redis() as server:
     print(server.pid, server.directory, flush=True)
     input()
