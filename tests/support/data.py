@@ -375,7 +375,8 @@ def fill_qdrant(server: Qdrant, *, seed: int = 1, scale: Scale = Scale.TEST) -> 
     """Two collections and an alias: `memories` (UUIDs, one vector) and `agents` (integers, named and sparse vectors)."""
     rng = random.Random(seed)
     small = {"wal_config": {"wal_capacity_mb": 1}, "optimizers_config": {"default_segment_number": 1}}
-    tuning = small if scale.points < 10_000 else {}
+    # Building the search index of a large collection would keep all processors busy for minutes, also after each restore.
+    tuning = small if scale.points < 10_000 else {"optimizers_config": {"indexing_threshold": 0}}
     with server.client() as client:
         memories = {"vectors": {"size": scale.vector_size, "distance": "Cosine"}, **tuning}
         _ask(client, "PUT", "/collections/memories", json=memories)
