@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -36,8 +37,8 @@ def scale(sizes: dict[str, float], postgres: float = 1.0) -> Scale:
     return Scale.bench(sizes["PostgreSQL"] * postgres, sizes["Redis"], sizes["vectors"])
 
 
-def measure_all(sizes: dict[str, float], names: list[str]) -> report.Findings:
-    """Measure the named rows. A row that fails is told and listed as missing; the others go on."""
+def measure_all(sizes: dict[str, float], names: list[str], save: Callable[[report.Findings], None]) -> report.Findings:
+    """Measure the named rows; `save` is called after each. A row that fails is told and listed as missing; the others go on."""
     load = os.getloadavg()[0]
     tell(f"Filling stores: {', '.join(f'{size:g} MB {name}' for name, size in sizes.items())}")
     with Stand(scale(sizes), tell) as stand:
@@ -53,6 +54,7 @@ def measure_all(sizes: dict[str, float], names: list[str]) -> report.Findings:
                 except (BenchError, AssertionError) as error:
                     found.missing.append(f"{name}: {error}")
                     tell(f"    ✗ {error}")
+                save(found)
         if "memory" in names:
             measure_memory(stand, sizes, found)
     return found
@@ -88,11 +90,16 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, stop)
     begun = time.monotonic()
-    found = measure_all(QUICK if options.quick else FULL, options.only or list(NAMES))
-    text = report.page(found)
-    tell("\n" + text)
-    if options.write or not (options.quick or options.only):
-        PAGE.write_text(text, encoding="utf-8")
+    writing = options.write or not (options.quick or options.only)
+
+    def save(so_far: report.Findings) -> None:
+        if writing:
+            PAGE.write_text(report.page(so_far), encoding="utf-8")
+
+    found = measure_all(QUICK if options.quick else FULL, options.only or list(NAMES), save)
+    tell("\n" + report.page(found))
+    save(found)
+    if writing:
         tell(f"written to {Path(PAGE).relative_to(CHECKOUT)}")
     tell(f"({time.monotonic() - begun:.0f} s)")
     return 1 if found.missing else 0

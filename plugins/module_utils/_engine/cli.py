@@ -171,8 +171,10 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _console(settings: Settings, arguments: argparse.Namespace, *, log: bool = True) -> Console:
+    from . import process
     from .console import Console
 
+    process.keep_freed_memory()
     return Console(settings, quiet=arguments.quiet or arguments.json, log=log)
 
 

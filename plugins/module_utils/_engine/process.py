@@ -26,6 +26,7 @@ from typing import IO, Any
 from .errors import BackupError, Cancelled, ToolError, one_line
 
 _STDERR_KEPT = 64 * 1024
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _inherited: set[int] = set()
 _running: set[Child] = set()
 _guard = threading.Lock()
@@ -238,6 +239,20 @@ def run(
 def _feed(pipe: IO[bytes], content: bytes) -> None:
     with contextlib.suppress(BrokenPipeError), pipe:
         pipe.write(content)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to reuse the buffers that move the data, in one arena, instead of handing each back to the kernel.
+
+    A piece of 1 MiB is otherwise mapped, faulted in page by page and unmapped again each time (mallopt(3)): measured, a
+    seventh of a backup's time. Elsewhere than on glibc nothing happens.
+    """
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 128 << 20), (_M_ARENA_MAX, 1)):
+            mallopt(option, value)
 
 
 def stop_all() -> None:
