@@ -133,12 +133,23 @@ def _encoder(compression: str, level: int) -> Gzip | Zstd | Plain:
     return Plain()
 
 
-class _Stage:
-    """A worker thread fed by a bounded queue; the first error in it is raised to whoever feeds it next."""
+Piece = bytes | memoryview
 
-    def __init__(self, work: Callable[[bytes], None], name: str):
+
+def _keep(piece: Piece) -> None:
+    """Nothing to give back."""
+
+
+class _Stage:
+    """A worker thread fed by a bounded queue; the first error in it is raised to whoever feeds it next.
+
+    `give_back` is called with every piece when its turn is over, whether it was worked on or not.
+    """
+
+    def __init__(self, work: Callable[[Piece], None], name: str, give_back: Callable[[Piece], None] = _keep):
         self._work = work
-        self._pieces: queue.Queue[bytes | None] = queue.Queue(_IN_FLIGHT)
+        self._give_back = give_back
+        self._pieces: queue.Queue[Piece | None] = queue.Queue(_IN_FLIGHT)
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -150,8 +161,9 @@ class _Stage:
                     self._work(piece)
                 except BaseException as error:  # handed to the feeding thread
                     self.error = error
+            self._give_back(piece)
 
-    def feed(self, piece: bytes) -> None:
+    def feed(self, piece: Piece) -> None:
         if self.error is not None:
             raise self.error
         self._pieces.put(piece)
@@ -187,28 +199,38 @@ class Writer:
         self._stored = hashlib.sha256()
         self._raw_bytes = 0
         self._stored_bytes = 0
-        self._buffer = bytearray()
+        # What comes in is gathered in a few buffers that go round: a fresh megabyte for each piece costs more than hashing it.
+        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+        for _ in range(_IN_FLIGHT + 1):
+            self._free.put(memoryview(bytearray(PIECE)))
+        self._buffer = memoryview(bytearray(PIECE))
+        self._filled = 0
         self._descriptor = process.guarded(
             lambda: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), f"making {path}"
         )
         self._store = _Stage(self._save, "store")
-        self._compress = _Stage(self._pack, "compress")
+        self._compress = _Stage(self._pack, "compress", lambda piece: self._free.put(memoryview(memoryview(piece).obj)))
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Take the next bytes; returns how many (all), so that a tarfile can write here. Raises what a later stage met."""
         if process.stopping():
             raise Cancelled("the run is being stopped")
-        size = len(data)
-        if not self._buffer and size >= PIECE:
-            self._compress.feed(bytes(data))
-        else:
-            self._buffer += data
-            if len(self._buffer) >= PIECE:
-                self._compress.feed(bytes(self._buffer))
-                self._buffer.clear()
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        while rest:
+            part = rest[: PIECE - self._filled]
+            self._buffer[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            rest = rest[len(part) :]
+            if self._filled == PIECE:
+                self._hand_on()
         return size
 
-    def _pack(self, piece: bytes) -> None:
+    def _hand_on(self) -> None:
+        self._compress.feed(self._buffer[: self._filled])
+        self._buffer, self._filled = self._free.get(), 0
+
+    def _pack(self, piece: Piece) -> None:
         self._raw.update(piece)
         self._raw_bytes += len(piece)
         if packed := self._encoder.encode(piece):
@@ -216,7 +238,7 @@ class Writer:
         if self._advance:
             self._advance(self._raw_bytes)
 
-    def _save(self, packed: bytes) -> None:
+    def _save(self, packed: Piece) -> None:
         self._stored.update(packed)
         view = memoryview(packed)
         while view:
@@ -232,9 +254,8 @@ class Writer:
     def close(self) -> Digest:
         """Flush to the disk, forget the cached pages (whoever reads next reads the disk) and return what was written."""
         try:
-            if self._buffer:
-                self._compress.feed(bytes(self._buffer))
-                self._buffer.clear()
+            if self._filled:
+                self._hand_on()
             self._compress.end()
             self._store.feed(self._encoder.finish())
             self._store.end()

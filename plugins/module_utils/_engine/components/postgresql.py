@@ -799,9 +799,10 @@ class PostgresqlCut(Cut):
             pipe = child.stdout.fileno()
             with contextlib.suppress(OSError):
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIECE)
-            while piece := os.read(pipe, PIECE):
-                out.write(piece)
-                written += len(piece)
+            buffer = memoryview(bytearray(PIECE))
+            while size := os.readv(pipe, [buffer]):
+                out.write(buffer[:size])
+                written += size
                 if taken.done() and (error := taken.exception()) is not None:
                     with self._access.answered("taking the fingerprint"):
                         raise error
