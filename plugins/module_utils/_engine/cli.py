@@ -267,12 +267,12 @@ def _restore(arguments: argparse.Namespace) -> int:
         failed = [check.text for check in restored.checks if check.failed and (asked or check.name in ("memories", "redis"))]
         if not restored.sound:
             return 3
-        if failed:
-            console.error(f"the data is restored and equal, but the application is not well: {'; '.join(failed)}")
-            return 1
         proof = "equal to what was backed up"
         if restored.undescribed:
             proof = f"what the files hold is there; {', '.join(restored.undescribed)} came without a manifest to compare with"
+        if failed:
+            console.error(f"the data is restored ({proof}), but the application is not well: {'; '.join(failed)}")
+            return 1
         console.step(f"restored {restored.name} in {restored.duration_s:.1f} s: {proof}")
         return 0
 

@@ -32,9 +32,14 @@ def missing(names: Iterable[str]) -> list[str]:
     return [name for name in names if importlib.util.find_spec(name) is None]
 
 
-def require(*names: str) -> None:
-    """Fail with one sentence that names every library of `names` that is missing and the command that installs them."""
+def complaint(names: Iterable[str]) -> str:
+    """One sentence that names every library of `names` that is missing and the command that installs them; else nothing."""
     absent = missing(names)
-    if absent:
-        packages = " ".join(f"'{PACKAGES.get(name, name)}'" for name in absent)
-        raise BackupError(f"Python libraries are missing: {', '.join(absent)}; install them with: pip install {packages}")
+    packages = " ".join(f"'{PACKAGES.get(name, name)}'" for name in absent)
+    return f"Python libraries are missing: {', '.join(absent)}; install them with: pip install {packages}" if absent else ""
+
+
+def require(*names: str) -> None:
+    """Fail with that sentence where a library of `names` is missing."""
+    if sentence := complaint(names):
+        raise BackupError(sentence)

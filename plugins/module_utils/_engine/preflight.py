@@ -15,7 +15,7 @@ from .backup_set import BackupSet
 from .components.base import Component, Probe
 from .crew import Crew
 from .errors import BackupError, VerificationError
-from .libraries import missing
+from .libraries import complaint
 from .manifest import human_size
 
 LIBRARIES = ("httpx", "psycopg", "redis", "yaml")
@@ -59,8 +59,8 @@ class Readiness:
 
 def check_libraries() -> list[str]:
     """One sentence where libraries are missing."""
-    absent = missing(LIBRARIES)
-    return [f"Python libraries are missing: {', '.join(absent)} (install them with pip)"] if absent else []
+    sentence = complaint(LIBRARIES)
+    return [sentence] if sentence else []
 
 
 def assess(directory: Path, components: dict[str, Component], crew: Crew) -> Readiness:
