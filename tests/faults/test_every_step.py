@@ -17,7 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agentmem_backup import backup_set, verify
+from agentmem_backup import backup_set, restore, verify
+from agentmem_backup.components.postgresql import PostgresqlRestoration
+from agentmem_backup.components.redis import RedisRestoration
+from agentmem_backup.errors import BackupError
 from agentmem_backup.progress import Reporter
 from agentmem_backup.settings import load
 
@@ -46,7 +49,7 @@ def next_second() -> None:
         time.sleep(0.02)
 
 
-def assert_nothing_is_left(stores: Stores) -> None:
+def assert_nothing_is_left(stores: Stores, told: str = "") -> None:
     staging = stores.backup_dir / ".staging"
     assert not staging.exists() or list(staging.iterdir()) == []
     with stores.qdrant.client() as client:
@@ -54,7 +57,7 @@ def assert_nothing_is_left(stores: Stores) -> None:
             assert client.get(f"/collections/{one['name']}/snapshots").json()["result"] == []
     with stores.postgres.connect() as connection:
         names = [row[0] for row in connection.execute("SELECT datname FROM pg_database")]
-    assert [name for name in names if "__restore" in name or "__scratch" in name] == []
+    assert [name for name in names if "__restore" in name or "__scratch" in name] == [], told
     with stores.redis.client() as client:
         assert client.info("replication")["role"] == "master"
 
@@ -160,6 +163,30 @@ def test_restore_stopped_at_every_step(stores: Stores, tmp_path: Path, action: s
         answer = command.restore(stores, "latest")
         assert answer["equal"]
         assert compare.differences(before, compare.capture(stores)) == [], f"after {action} at step {number}: {steps[number - 1]}"
-        assert_nothing_is_left(stores)
+        assert_nothing_is_left(stores, f"after {action} at step {number}, {steps[number - 1]}: {done.stderr}")
         shutil.rmtree(stores.backup_dir / ".state" / "previous", ignore_errors=True)
     print(f"\nrestore was hit by {action} at: {', '.join(steps)}")
+
+
+def test_what_could_not_be_taken_back_is_left_to_the_next_run(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = compare.capture(stores)
+    command.create(stores)
+    stores.destroy()
+
+    def refuse(self: object) -> None:
+        raise RuntimeError("the server went away")
+
+    def fail(self: object) -> None:
+        raise BackupError("the switch failed")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(RedisRestoration, "commit", fail)
+        broken.setattr(PostgresqlRestoration, "abort", refuse)
+        with pytest.raises(BackupError, match="postgresql could not be taken back, the next run tries again") as failure:
+            restore.restore(load(environment=stores.environment()), Reporter(), restore.Request("latest"), lambda plan: True)
+    assert "the server went away" in str(failure.value)
+    assert list((stores.backup_dir / ".staging").iterdir()) != []
+    answer = command.restore(stores, "latest")
+    assert answer["equal"]
+    assert compare.differences(before, compare.capture(stores)) == []
+    assert_nothing_is_left(stores)

@@ -21,7 +21,7 @@ from psycopg import sql
 
 from tests.support.compare import capture_postgres, fact_differences
 from tests.support.pgstore import Store, pushing, rows_in
-from tests.support.servers import Postgres
+from tests.support.servers import Postgres, wait_until
 
 
 @pytest.fixture
@@ -254,6 +254,24 @@ def test_a_killed_run_is_cleaned_up_by_its_journal(store: Store) -> None:
             store.new().clean_up(step)
             store.new().clean_up(step)
     assert store.databases() == databases
+
+
+def test_autovacuum_does_not_keep_a_database_from_being_dropped(store: Store) -> None:
+    """DROP DATABASE … WITH (FORCE) is refused to its owner while autovacuum, which is a superuser's, works there."""
+    name = "agentmem__restore_20260101_000000"
+    slow = "autovacuum_vacuum_threshold = 1, autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1"
+    with store.server.connect() as connection:
+        made, owner = sql.Identifier(name), sql.Identifier(store.server.app_user)
+        connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(made, owner))
+        connection.execute("ALTER SYSTEM SET autovacuum_naptime = '1s'")
+        connection.execute("SELECT pg_reload_conf()")
+        with store.server.connect(name) as inside:
+            inside.execute(f"CREATE TABLE vast WITH ({slow}) AS SELECT repeat('x', 1000) AS text FROM generate_series(1, 5000)")
+            inside.execute("DELETE FROM vast")
+        working = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND backend_type = 'autovacuum worker'"
+        wait_until(lambda: connection.execute(working, [name]).fetchone() == (1,), 30, lambda: None)
+        store.new().drop_database(name)
+    assert name not in store.databases()
 
 
 def test_clean_up_never_drops_what_was_swapped_in_or_is_not_ours(store: Store) -> None:

@@ -194,6 +194,7 @@ class Staging:
         guarded(lambda: _make_private(self.path), f"making {self.path}")
         guarded(lambda: journal.sync_directory(self.path.parent), f"making {self.path}")
         self._publishing: list[str] = []
+        self._kept = False
         self.journal = guarded(lambda: journal.Journal(self.path / "journal"), f"writing {self.path / 'journal'}")
         self.note("begin", id=name)
 
@@ -246,10 +247,14 @@ class Staging:
             try:
                 _move(self.path, self.backup_dir, self._publishing, self.note)
             except BackupError:
-                self.journal.close()
-                return
+                self._kept = True
         self.journal.close()
-        _remove_staging(self.path)
+        if not self._kept:
+            _remove_staging(self.path)
+
+    def keep(self) -> None:
+        """Something could not be taken back: `discard` leaves the journal, so that the next run tries again."""
+        self._kept = True
 
 
 def _make_private(path: Path) -> None:
@@ -300,15 +305,20 @@ def _remove_tree(path: Path) -> None:
 def recover(backup_dir: Path, clean_up: Callable[[dict[str, Any]], None]) -> list[str]:
     """Finish or remove what killed runs left behind; call it under the lock. Returns a sentence for each.
 
-    `clean_up` is handed every journal line that a component wrote (it has the key `component`), newest first.
+    `clean_up` is handed every journal line that a component wrote (it has the key `component`), newest first. Where it
+    raises BackupError, the journal stays and the next run tries again.
     """
     told: list[str] = []
     root = backup_dir / STAGING
     for path in sorted(root.iterdir()) if root.is_dir() else []:
         steps = journal.read(path / "journal")
+        troubles = []
         for step in reversed(steps):
             if "component" in step:
-                clean_up(step)
+                try:
+                    clean_up(step)
+                except BackupError as error:
+                    troubles.append(str(error))
         kinds = {step["step"]: step for step in steps}
         if "remove" in kinds:
             _remove_files(backup_dir, kinds["remove"]["files"])
@@ -318,6 +328,9 @@ def recover(backup_dir: Path, clean_up: Callable[[dict[str, Any]], None]) -> lis
             _move(path, backup_dir, list(kinds["publish"]["files"]), log.append)
             log.close()
             told.append(f"finished publishing set {path.name}, which a run that was stopped had completed")
+        elif troubles:
+            told.append(f"could not clean up after a stopped run; the next one tries again ({path}): {'; '.join(troubles)}")
+            continue
         elif steps:
             told.append(f"removed the unfinished {path.name}, which a run that was stopped had left")
         _remove_staging(path)

@@ -108,10 +108,7 @@ def clear_the_way(directory: Path, settings: Settings, reporter: Reporter) -> No
     def clean_up(step: dict[str, Any]) -> None:
         component = components.get(str(step["component"]))
         if component is not None:
-            try:
-                component.clean_up(step)
-            except BackupError as error:
-                reporter.warn(f"could not clean up after a run that was stopped: {error}")
+            component.clean_up(step)
 
     for sentence in backup_set.recover(directory, clean_up):
         reporter.warn(sentence)

@@ -24,7 +24,7 @@ from .backup_set import BackupSet, Staging
 from .components.base import Comparison, Component, Context, Restoration, RestoreOptions, Source
 from .create import clear_the_way
 from .crew import Crew
-from .errors import BackupError, UsageError, VerificationError
+from .errors import BackupError, UsageError, VerificationError, one_line
 from .preflight import NotReady
 from .progress import Collecting, Reporter
 from .settings import Settings
@@ -333,8 +333,9 @@ class _Run:
                 continue
             try:
                 crew.one(name, restoration.abort)
-            except BackupError as trouble:
-                states.append(f"{name} could not be taken back ({trouble})")
+            except Exception as trouble:  # whatever it is, the other stores must be taken back too
+                self.staging.keep()
+                states.append(f"{name} could not be taken back, the next run tries again ({one_line(trouble)})")
             states.append(f"{name}: {crew.one(name, restoration.state)}")
         if not isinstance(error, BackupError):
             self.reporter.warn("; ".join(states))

@@ -1159,7 +1159,7 @@ class Assessment:
         except psycopg.Error as error:
             return _Trouble(made, said(error))
         finally:
-            connection.execute(statement("DROP DATABASE IF EXISTS {} WITH (FORCE)", identifier(scratch)))
+            self._component.drop_database(scratch)
         return None
 
     # What will happen, in words
@@ -1745,10 +1745,26 @@ class PostgresqlComponent(Component):
         self.context.journal(step, component=self.name, database=name, server=here, **facts)
 
     def drop_database(self, name: str) -> None:
-        """Drop a database that we made, with its sessions, where it is there. Raises BackupError."""
-        _, connection = self.maintenance()
+        """Drop a database that we made, with its sessions, where it is there. Raises BackupError.
+
+        Not WITH (FORCE): while autovacuum works in the database, that is refused to an owner who is no superuser
+        (TerminateOtherDBBackends in PostgreSQL's procarray.c); a plain DROP sends autovacuum away by itself.
+        """
+        import psycopg
+
+        maintenance, connection = self.maintenance()
         with contextlib.closing(connection), self.access.answered(f"dropping database {name}"):
-            connection.execute(statement("DROP DATABASE IF EXISTS {} WITH (FORCE)", identifier(name)))
+            oid = value(connection, "SELECT (SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = %s)", [name])
+            if oid is None:
+                return
+            with _ending_sessions(self.access, maintenance, oid):
+                for attempt in range(6):  # each waits 5 s for sessions to end
+                    try:
+                        connection.execute(statement("DROP DATABASE IF EXISTS {}", identifier(name)))
+                        return
+                    except psycopg.errors.ObjectInUse:
+                        if attempt == 5:
+                            raise
 
 
 def _held_against(recorded: dict[str, Any], counted: dict[str, int | None], large_objects: int) -> list[str]:
