@@ -93,7 +93,7 @@ def _fields(path: Path) -> Mapping[str, int]:
     """Lines such as `Pss:  208 kB`, in bytes; what is not there counts as 0."""
     found: dict[str, int] = defaultdict(int)
     for line in path.read_text().splitlines():
-        name, _, rest = line.partition(":")
+        name, __, rest = line.partition(":")
         if rest.endswith(" kB"):
             found[name] = int(rest[:-3]) * 1024
     return found
@@ -106,7 +106,7 @@ def tree(root: int) -> dict[int, str]:
     for directory in Path("/proc").iterdir():
         if directory.name.isdigit():
             with contextlib.suppress(OSError):
-                head, _, rest = (directory / "stat").read_text().rpartition(") ")
+                head, __, rest = (directory / "stat").read_text().rpartition(") ")
                 names[int(directory.name)] = head.partition("(")[2]
                 children[int(rest.split()[1])].append(int(directory.name))
     found, waiting = {}, [root]

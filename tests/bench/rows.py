@@ -92,7 +92,7 @@ def _creating(stand: Stand, name: str, sets: _Sets, fingerprint: str) -> Contend
     return Contender(name, lambda: _discard_answer(stand.ours(sets.current, "create", "--fingerprint", fingerprint)), sets.renew)
 
 
-def _discard_answer(_: object) -> None:
+def _discard_answer(__: object) -> None:
     """A contender that gives no Sample of its own is timed from outside."""
 
 

@@ -56,7 +56,7 @@ class Contender:
 def take_turns(contenders: list[Contender], tell: Callable[[str], None]) -> dict[str, Sample]:
     """Run all in turn, TIMES times over, so that drift hits each alike; returns each one's median run."""
     samples: dict[str, list[Sample]] = {one.name: [] for one in contenders}
-    for _ in range(TIMES):
+    for __ in range(TIMES):
         for one in contenders:
             one.before()
             os.sync()  # what another one left dirty must not slow this one down
@@ -132,7 +132,7 @@ class Stand:
             points = sum(
                 client.post(f"/collections/{one}/points/count", json={}).json()["result"]["count"] for one in COLLECTIONS
             )
-        files = sum(len(names) for _, _, names in os.walk(self.stores.config_dir))
+        files = sum(len(names) for __, __, names in os.walk(self.stores.config_dir))
         return {"rows": memories[0] if memories else 0, "keys": keys, "points": points, "files": files}
 
     def require_all(self) -> None:

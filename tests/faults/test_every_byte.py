@@ -34,8 +34,8 @@ def test_any_cut_and_any_bit(stores: Stores) -> None:
     for part in PARTS:
         path = next(folder.glob(part))
         content = path.read_bytes()
-        cuts = {0, 1, len(content) - 1, *(rng.randrange(len(content)) for _ in range(DRAWS))}
-        flips = {0, len(content) * 8 - 1, *(rng.randrange(len(content) * 8) for _ in range(DRAWS))}
+        cuts = {0, 1, len(content) - 1, *(rng.randrange(len(content)) for __ in range(DRAWS))}
+        flips = {0, len(content) * 8 - 1, *(rng.randrange(len(content) * 8) for __ in range(DRAWS))}
         damaged = [content[:cut] for cut in sorted(cuts)]
         for bit in sorted(flips):
             changed = bytearray(content)

@@ -857,7 +857,7 @@ def killed_at(case: Case, source: Source, number: int, log: Path) -> bool:
             restoration.close()
             os._exit(0)
         os._exit(1)
-    _, status = os.waitpid(child, 0)
+    __, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
     return os.WIFSIGNALED(status)
 
@@ -888,7 +888,7 @@ def test_a_restore_killed_before_any_step_is_finished_or_undone(
         log = case.base / f"journal {number}"
 
         killed = killed_at(case, source, number, log)
-        for _ in range(2):  # a clean-up may be repeated
+        for __ in range(2):  # a clean-up may be repeated
             for step in reversed(journal.read(log)):
                 if "component" in step:
                     case.component().clean_up(step)

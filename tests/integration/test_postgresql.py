@@ -103,7 +103,7 @@ def test_settings_grants_and_comment_of_the_database_come_back(store: Store, sup
     source = store.dump(CONTENT)
     store.server.recreate_database()
     assert _database_facts(store) != facts
-    comparison, _ = store.restore(source)
+    comparison, __ = store.restore(source)
     assert comparison.equal
     assert _database_facts(store) == facts
     assert list(fact_differences(before, capture_postgres(store.server))) == []
@@ -168,7 +168,7 @@ def test_inheritance_with_a_later_column_compares_equal_by_names(store: Store) -
         "ALTER TABLE parent ADD COLUMN late integer DEFAULT 7",
     )
     source = store.dump(CONTENT)
-    comparison, _ = store.restore(source)
+    comparison, __ = store.restore(source)
     assert comparison.equal
     with store.server.connect_application() as connection:
         assert connection.execute("SELECT a, b, c, late FROM child").fetchall() == [(1, "x", 2, 7)]
@@ -176,7 +176,7 @@ def test_inheritance_with_a_later_column_compares_equal_by_names(store: Store) -
 
 def test_sequences_are_compared_by_at_least(store: Store) -> None:
     source = store.dump(at_the_cut=lambda: execute(store.server, "SELECT setval('messages_id_seq', 5000)"))
-    comparison, _ = store.restore(source)
+    comparison, __ = store.restore(source)
     assert comparison.equal
     recorded = source.entry["fingerprint"]
     assert recorded["sequences"]["public.messages_id_seq"]["last"] == 1500
@@ -189,7 +189,7 @@ def test_sequences_are_compared_by_at_least(store: Store) -> None:
 
 def test_stale_materialized_view_is_told_and_not_taken_for_equal(store: Store) -> None:
     execute(store.server, "DELETE FROM memories WHERE agent_id = (SELECT id FROM agents ORDER BY id LIMIT 1)")
-    comparison, _ = store.restore(store.dump())
+    comparison, __ = store.restore(store.dump())
     assert comparison.equal
     assert any("memories_per_agent" in text and "computed anew" in text for text in comparison.not_compared)
 
@@ -290,7 +290,7 @@ def test_swap_under_reconnecting_clients(store: Store) -> None:
     """Field note: both renames fit into one transaction under 8 reconnecting clients."""
     source = store.dump()
     with pushing(store.server, 8) as queries:
-        comparison, _ = store.restore(source)
+        comparison, __ = store.restore(source)
         assert comparison.equal
         after = list(queries)
         while not all(now > then for now, then in zip(queries, after, strict=True)):
@@ -336,7 +336,7 @@ def test_filters_make_a_set_that_says_so_and_can_be_restored(store: Store) -> No
     assert ("public", "audit") not in rows_in(source) and rows_in(source)["public", "memories"] == 1200
     assert store.faults(source) == []
     assert any("will be empty" in text for text in store.plan(source).warnings)
-    comparison, _ = store.restore(source)
+    comparison, __ = store.restore(source)
     assert comparison.equal and any("left out" in text for text in comparison.not_compared)
     with store.server.connect_application() as connection:
         assert connection.execute("SELECT (SELECT count(*) FROM audit), (SELECT count(*) FROM events)").fetchone() == (0, 0)
@@ -354,7 +354,7 @@ def test_legacy_file_without_manifest_is_walked_and_restored(store: Store) -> No
     assert store.faults(source) == []
     execute(store.server, "DELETE FROM memories")
     assert any("no manifest" in text for text in store.plan(source).warnings)
-    comparison, _ = store.restore(source)
+    comparison, __ = store.restore(source)
     assert comparison.equal and comparison.compared == 21
     assert list(fact_differences(before, capture_postgres(store.server))) == []
 

@@ -65,7 +65,7 @@ def test_from_the_older_major_into_the_newer_with_content_equal(store: Store, se
     server17.recreate_database()
     in_17(store, server17, programs17)
     assert store.plan(source).problems == []
-    comparison, _ = store.restore(source)
+    comparison, __ = store.restore(source)
     assert comparison.equal
     assert any("PostgreSQL 17 counts them otherwise" in text for text in comparison.not_compared)
     rows = {name: one for name, one in before.items() if name.startswith("table ")}

@@ -60,7 +60,7 @@ class Proxy:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def log_message(self, *_: object) -> None: ...
+            def log_message(self, *__: object) -> None: ...
 
             def handle_one_request(self) -> None:
                 try:
@@ -618,7 +618,7 @@ def test_field_note_two_snapshots_within_one_second_have_one_name(filled: Case, 
             others.append(filled.ask("POST", "/collections/agents/snapshots")["name"])
 
     proxy.before = other_first
-    for _ in range(20):  # until ours was asked for in the same second
+    for __ in range(20):  # until ours was asked for in the same second
         filled.steps.clear()
         source = filled.dump()
         assert filled.examine(source).faults == []
@@ -639,7 +639,7 @@ def test_field_note_a_snapshot_overwritten_within_its_second_is_made_again(fille
             names.append((json.loads(answer["content"])["result"]["name"], again))
 
     proxy.alter = overwrite
-    for _ in range(20):  # until the other's came within the second of ours
+    for __ in range(20):  # until the other's came within the second of ours
         filled.ask("PUT", "/collections/agents/points?wait=true", {"points": [{"id": 1, "vector": {"text": [0.5] * 8}}]})
         filled.steps.clear()
         source = filled.dump(CONTENT)
@@ -800,7 +800,7 @@ def test_a_server_that_is_down_or_is_none(case: Case) -> None:
     assert "is no address of a Qdrant" in case.component.probe().problems[0]
 
     class Other(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None: ...
+        def log_message(self, *__: object) -> None: ...
 
         def do_GET(self) -> None:
             self.send_response(200)
@@ -1257,7 +1257,7 @@ def test_a_restore_killed_in_its_upload_is_cleaned_up(filled: Case, proxy: Proxy
             answer.update(status=500, headers={}, content=b'{"status":{"error":"Dirty shard"}}')
 
     proxy.alter = dirty
-    for _ in range(2):
+    for __ in range(2):
         for step in reversed(filled.steps.copy()):
             if step["collection"] == "memories":
                 filled.component.clean_up(step)

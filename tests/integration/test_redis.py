@@ -927,7 +927,7 @@ def test_a_file_switch_killed_halfway_is_taken_back(serve: Any, bench: Any, monk
     old = capture_redis(server)
     server.stop()
 
-    def killed(*_: Any) -> None:
+    def killed(*__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(component_module, "_place_append", killed)

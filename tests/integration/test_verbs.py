@@ -172,7 +172,7 @@ def on_a_terminal(stores: Stores, answer: str, *arguments: str) -> tuple[int, st
     os.close(terminal)
     shown, answered = b"", False
     while True:
-        ready, _, _ = select.select([controller], [], [], 60)
+        ready, __, __ = select.select([controller], [], [], 60)
         if not ready:
             break
         try:
@@ -207,7 +207,7 @@ def test_yes_on_a_terminal_restores_with_progress(stores: Stores) -> None:
     before = compare.capture(stores)
     made = command.create(stores)
     compare.flip_one_column(stores)
-    _, shown = on_a_terminal(stores, "yes", "restore.sh", "--all", made["id"])
+    __, shown = on_a_terminal(stores, "yes", "restore.sh", "--all", made["id"])
     assert "switched to the restored data" in shown
     assert compare.differences(before, compare.capture(stores)) == []
 

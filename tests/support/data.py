@@ -332,7 +332,7 @@ def _redis_specimens(pipe: Any, rng: random.Random) -> None:
     pipe.set("", "the key is empty")
     pipe.set("schlüssel mit ü", "wert: 日本語")
     pipe.rpush("list:small", *range(10))
-    pipe.rpush("list:large", *[rng.randbytes(100) for _ in range(500)])
+    pipe.rpush("list:large", *[rng.randbytes(100) for __ in range(500)])
     pipe.sadd("set:int", *range(100))
     pipe.sadd("set:small", "a", "b", b"\x00")
     pipe.sadd("set:large", *[f"member {n}" for n in range(1000)])
@@ -359,7 +359,7 @@ def _redis_values(rng: random.Random, scale: Scale) -> Iterator[bytes]:
     """Text that compresses about 2:1: half noise in hexadecimal, half words."""
     text = " ".join(rng.choices(WORDS, k=scale.redis_value)).encode()
     half = scale.redis_value // 2
-    for _ in range(scale.redis_keys):
+    for __ in range(scale.redis_keys):
         start = rng.randrange(half + 1)
         yield rng.randbytes(half // 2).hex().encode() + text[start : start + scale.redis_value - half]
 
@@ -411,7 +411,9 @@ def _memory_batches(rng: random.Random, seed: int, scale: Scale) -> Iterator[byt
     """Bodies of upserts of about 4 MB."""
     if scale.vector_size % BLOCK:
         raise ValueError(f"vector_size must be a multiple of {BLOCK}, not {scale.vector_size}")
-    blocks = [",".join(f"{rng.uniform(-1, 1):.7f}" for _ in range(BLOCK)) for _ in range(BLOCKS if scale.points > 5000 else 256)]
+    blocks = [
+        ",".join(f"{rng.uniform(-1, 1):.7f}" for __ in range(BLOCK)) for __ in range(BLOCKS if scale.points > 5000 else 256)
+    ]
     points: list[str] = []
     for number in range(1, scale.points + 1):
         vector = ",".join(rng.choices(blocks, k=scale.vector_size // BLOCK))
@@ -429,12 +431,12 @@ def _memory_batches(rng: random.Random, seed: int, scale: Scale) -> Iterator[byt
 
 
 def _agent(rng: random.Random, number: int) -> dict[str, Any]:
-    vectors: dict[str, Any] = {"text": [round(rng.uniform(-1, 1), 6) for _ in range(8)]}
+    vectors: dict[str, Any] = {"text": [round(rng.uniform(-1, 1), 6) for __ in range(8)]}
     if number % 4:
-        vectors["image"] = [round(rng.uniform(-1, 1), 6) for _ in range(4)]
+        vectors["image"] = [round(rng.uniform(-1, 1), 6) for __ in range(4)]
         vectors["words"] = {
             "indices": sorted(rng.sample(range(1000), 5)),
-            "values": [round(rng.uniform(0.1, 1), 6) for _ in range(5)],
+            "values": [round(rng.uniform(0.1, 1), 6) for __ in range(5)],
         }
     return {"id": number, "vector": vectors, "payload": {"agent": f"agent {number}"} if number % 5 else {}}
 

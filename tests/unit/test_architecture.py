@@ -24,7 +24,7 @@ GROUND = {
 
 def layer(module: str) -> int:
     """4 doors, 3 verbs, 2 what verbs share, 1 stores, formats and the child that opens Qdrant snapshots, 0 ground."""
-    first, _, rest = module.partition(".")
+    first, __, rest = module.partition(".")
     if first in DOORS:
         return 4
     if first in VERBS:

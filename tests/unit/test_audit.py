@@ -38,7 +38,7 @@ def base(log: Path) -> Path:
 
 def test_a_line_tells_who_did_what_and_how_it_ended(tmp_path: Path) -> None:
     head = audit.append(tmp_path, "restore", "failed", set="20250103_120000")
-    log, _ = audit.paths(tmp_path)
+    log, __ = audit.paths(tmp_path)
     [line] = lines_of(log)
     entry = json.loads(line)
     assert (entry["seq"], entry["verb"], entry["result"], entry["set"]) == (1, "restore", "failed", "20250103_120000")

@@ -132,7 +132,7 @@ def small(tmp_path: Path, compression: str) -> tuple[Path, bytes, pipeline.Diges
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 def test_every_truncation_is_found(tmp_path: Path, compression: str) -> None:
-    path, _, _ = small(tmp_path, compression)
+    path, __, __ = small(tmp_path, compression)
     stored = path.read_bytes()
     for length in range(len(stored)):
         path.write_bytes(stored[:length])
@@ -161,7 +161,7 @@ def test_every_turned_bit_is_found(tmp_path: Path, compression: str) -> None:
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 @pytest.mark.parametrize("more", [b"\0", b"x", b"\x1f\x8b", bytes(600)], ids=["NUL", "x", "magic", "zeros"])
 def test_something_after_the_end_is_found(tmp_path: Path, compression: str, more: bytes) -> None:
-    path, _, _ = small(tmp_path, compression)
+    path, __, __ = small(tmp_path, compression)
     path.write_bytes(path.read_bytes() + more)
     with pytest.raises(VerificationError, match="damaged"):
         read(path, compression)
@@ -236,7 +236,7 @@ def test_a_full_disk_is_told_and_leaves_no_file(full_disk: Path, compression: st
 def test_giving_up_removes_the_file_and_ends_the_threads(tmp_path: Path) -> None:
     before = threading.active_count()
     writer = Writer(tmp_path / "file", compression="gzip")
-    for _ in range(20):
+    for __ in range(20):
         writer.write(bytes(PIECE))
     writer.abandon()
     writer.abandon()
@@ -255,7 +255,7 @@ def test_a_run_that_is_stopped_neither_writes_nor_reads_on(tmp_path: Path) -> No
         with pytest.raises(Cancelled):
             writer.write(b"x")
         with pytest.raises(Cancelled):
-            for _ in pieces:
+            for __ in pieces:
                 pass
         with pytest.raises(Cancelled):
             pipeline.hash_file(path)
@@ -267,12 +267,12 @@ def test_a_run_that_is_stopped_neither_writes_nor_reads_on(tmp_path: Path) -> No
 def test_progress_is_told_in_raw_bytes_up_to_the_whole(tmp_path: Path) -> None:
     told: list[int] = []
     writer = Writer(tmp_path / "file", compression="gzip", advance=told.append)
-    for _ in range(5):
+    for __ in range(5):
         writer.write(bytes(PIECE))
     writer.close()
     assert told == [number * PIECE for number in range(1, 6)]
     told.clear()
-    for _ in Reader(tmp_path / "file", compression="gzip", advance=told.append).pieces():
+    for __ in Reader(tmp_path / "file", compression="gzip", advance=told.append).pieces():
         pass
     assert told == sorted(told)
     assert told[-1] == 5 * PIECE
@@ -302,7 +302,7 @@ print(base, written - base, peak() - base)
 def test_memory_stays_flat_over_a_gigabyte(tmp_path: Path, compression: str, kind: str) -> None:
     words = [sys.executable, "-c", FLAT, str(tmp_path / "file"), compression, kind]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
-    _, writing, both = map(int, done.stdout.split())
+    __, writing, both = map(int, done.stdout.split())
     assert writing < 40, f"writing took {writing} MiB more"
     assert both < 80, f"reading took {both} MiB more"
 

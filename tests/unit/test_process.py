@@ -153,7 +153,7 @@ def test_stopping_ends_what_runs_and_starts_nothing_new() -> None:
 def test_no_descriptor_is_left_open() -> None:
     process.run(["true"])
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    for _ in range(5):
+    for __ in range(5):
         process.run(["cat"], input_bytes=b"x")
         with pytest.raises(ToolError):
             process.run(["false"])

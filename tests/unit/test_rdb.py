@@ -80,7 +80,7 @@ def test_checksum_has_the_check_value_of_redis() -> None:
 def test_folding_rests_on_a_true_congruence() -> None:
     def power(exponent: int) -> int:
         result = 1
-        for _ in range(exponent):
+        for __ in range(exponent):
             result = result << 1 ^ (POLYNOMIAL | 1 << 64 if result >> 63 else 0)
         return result
 
@@ -268,7 +268,7 @@ def test_memory_stays_flat_whatever_the_size() -> None:
 
     def stream() -> Iterator[bytes]:
         yield head
-        for _ in range(300):
+        for __ in range(300):
             yield piece
 
     tracemalloc.start()

@@ -39,7 +39,7 @@ def written(tmp_path: Path, content: str | bytes, mode: int = 0o600) -> Path:
 
 
 def value_of(settings: Settings, name: str) -> Any:
-    return next(value for known, _, value in walk(settings) if known == name)
+    return next(value for known, __, value in walk(settings) if known == name)
 
 
 # --- who wins
@@ -210,17 +210,17 @@ def test_secrets_are_masked_wherever_settings_are_shown() -> None:
         assert rows[name] == (MASK, variable)
     assert sorted(settings.secrets()) == sorted(words.values())
     assert not any(secret in str(rows) for secret in words.values())
-    assert {name: text for name, text, _ in shown(load(environment={}))}["redis.password"] == ""
+    assert {name: text for name, text, __ in shown(load(environment={}))}["redis.password"] == ""
 
 
 @pytest.mark.parametrize("name", SECRETS)
 def test_every_secret_setting_is_marked_as_one(name: str) -> None:
-    marked = {known for known, option, _ in walk(Settings()) if option.metadata["secret"]}
+    marked = {known for known, option, __ in walk(Settings()) if option.metadata["secret"]}
     assert name in marked
 
 
 def test_every_setting_that_sounds_secret_is_marked_as_one() -> None:
-    for name, option, _ in walk(Settings()):
+    for name, option, __ in walk(Settings()):
         if any(word in name for word in ("password", "key", "webhook", "token", "secret")) and not name.endswith("_keys"):
             assert option.metadata["secret"], name
 
@@ -264,6 +264,6 @@ def test_no_error_shows_a_secret(tmp_path: Path) -> None:
 
 
 def test_every_setting_says_what_it_is() -> None:
-    for name, option, _ in walk(Settings()):
+    for name, option, __ in walk(Settings()):
         assert len(option.metadata["help"]) > 10, name
-    assert len({os.fsencode(name) for name, _, _ in walk(Settings())}) == len(walk(Settings()))
+    assert len({os.fsencode(name) for name, __, __ in walk(Settings())}) == len(walk(Settings()))

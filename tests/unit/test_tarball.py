@@ -110,7 +110,7 @@ def test_something_after_the_end_is_found() -> None:
 @given(st.data())
 def test_noise_never_raises_anything_else(data: st.DataObject) -> None:
     whole = bytearray(archive())
-    for _ in range(data.draw(st.integers(1, 20))):
+    for __ in range(data.draw(st.integers(1, 20))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     try:
         walk(bytes(whole))

@@ -119,7 +119,7 @@ def append(backup_dir: Path, verb: str, result: str, **facts: Any) -> dict[str, 
 
 def head(backup_dir: Path) -> dict[str, Any]:
     """Sequence number and digest of the newest line; `seq` 0 where nothing was recorded yet."""
-    log, _ = paths(backup_dir)
+    log, __ = paths(backup_dir)
     if not log.exists():
         return {"seq": 0, "digest": NOTHING}
     with _locked(log) as descriptor:

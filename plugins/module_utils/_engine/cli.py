@@ -150,7 +150,7 @@ def _extract_arguments(sub: argparse.ArgumentParser) -> None:
 def _settings(arguments: argparse.Namespace) -> Settings:
     from .settings import Settings, load, walk
 
-    known = {name: option for name, option, _ in walk(Settings())}
+    known = {name: option for name, option, __ in walk(Settings())}
     given: dict[str, Any] = {}
     for pair in arguments.set:
         name, separator, value = pair.partition("=")
@@ -178,8 +178,12 @@ def _console(settings: Settings, arguments: argparse.Namespace, *, log: bool = T
     return Console(settings, quiet=arguments.quiet or arguments.json, log=log)
 
 
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+    _print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
 
 
 def _create(arguments: argparse.Namespace) -> int:
@@ -192,7 +196,7 @@ def _create(arguments: argparse.Namespace) -> int:
             if arguments.json:
                 _print_json({"plan": lines})
             else:
-                print("\n".join(lines))
+                _print("\n".join(lines))
             return 0
         if settings.notify_email or settings.notify_slack_webhook:
             console.warn("NOTIFY_EMAIL and NOTIFY_SLACK_WEBHOOK are set, and this version sends no notifications yet")
@@ -219,7 +223,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         if arguments.json:
             _print_json(report.as_dict())
         elif not arguments.quiet:
-            print(verify.render(report))
+            _print(verify.render(report))
         return 0 if report.verdict == history.VERIFIED else 3
 
 
@@ -259,7 +263,7 @@ def _restore(arguments: argparse.Namespace) -> int:
             return _show_plan(restore.plan(settings, console, request), arguments)
         restored = restore.restore(settings, console, request, lambda plan: _agreed(plan, arguments, console))
         if restored is None:
-            print("Restore cancelled: nothing was touched.")
+            _print("Restore cancelled: nothing was touched.")
             return 1
         if arguments.json:
             _print_json(restored.as_dict())
@@ -281,9 +285,9 @@ def _show_plan(plan: Plan, arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json({"plan": plan.lines, "warnings": plan.warnings, "problems": plan.problems})
     else:
-        print("\n".join([f"Restore of {plan.name}:", *(f"  {line}" for line in plan.lines)]))
+        _print("\n".join([f"Restore of {plan.name}:", *(f"  {line}" for line in plan.lines)]))
         for text in (*(f"⚠ {warning}" for warning in plan.warnings), *(f"✗ {problem}" for problem in plan.problems)):
-            print(text)
+            _print(text)
     return 1 if plan.problems else 0
 
 
@@ -307,7 +311,7 @@ def _extract(arguments: argparse.Namespace) -> int:
         if arguments.json:
             _print_json({"extracted": sentence, "output": str(arguments.output)})
         elif not arguments.quiet:
-            print(sentence)
+            _print(sentence)
     return 0
 
 
@@ -320,7 +324,7 @@ def _list(arguments: argparse.Namespace) -> int:
         _print_json([row.as_dict() for row in rows])
         return 0
     if not rows:
-        print("There is no set yet: make one with agentmem-backup create")
+        _print("There is no set yet: make one with agentmem-backup create")
         return 0
     lines = [f"{'ID':15}  {'TYPE':6}  {'AGE':>7}  {'SIZE':>6}  {'VERDICT':14}  COMPONENTS"]
     for row in rows:
@@ -329,7 +333,7 @@ def _list(arguments: argparse.Namespace) -> int:
         lines.append(
             f"{row.id:15}  {row.type:6}  {row.age:>7}  {human_size(row.size):>6}  {row.verdict:14}  {components}{remark}"
         )
-    print("\n".join(lines))
+    _print("\n".join(lines))
     return 0
 
 
@@ -343,19 +347,19 @@ def _info(arguments: argparse.Namespace) -> int:
         _print_json(facts)
         return 0
     verdict = facts["verdict"] or {"verdict": "never verified"}
-    print(f"Set {facts['id']} ({facts['type']}, {facts['age']} old) in {facts['directory']}")
-    print(f"Verdict: {verdict['verdict']}" + (f" by {verdict['by']} at {verdict['time']}" if "by" in verdict else ""))
+    _print(f"Set {facts['id']} ({facts['type']}, {facts['age']} old) in {facts['directory']}")
+    _print(f"Verdict: {verdict['verdict']}" + (f" by {verdict['by']} at {verdict['time']}" if "by" in verdict else ""))
     if facts["fault"]:
-        print(f"✗ {facts['fault']}")
+        _print(f"✗ {facts['fault']}")
     entries = facts["manifest"]["components"] if facts["manifest"] else {}
     for name, file in facts["files"].items():
-        print(f"{name}: {file['path']} {human_size(file['bytes'])}")
+        _print(f"{name}: {file['path']} {human_size(file['bytes'])}")
         entry = entries.get(name, {})
         for key in ("server", "tool", "method", "cut", "raw_bytes", "sha256"):
             if key in entry:
-                print(f"  {key}: {named(entry[key])}")
+                _print(f"  {key}: {named(entry[key])}")
         for warning in entry.get("warnings", []):
-            print(f"  ⚠ {warning}")
+            _print(f"  ⚠ {warning}")
     return 0
 
 
@@ -378,7 +382,7 @@ def _check(arguments: argparse.Namespace) -> int:
         else:
             lines = [f"✓ {text}" for text in checked.good]
             lines += [f"⚠ {text}" for text in checked.warnings] + [f"✗ {text}" for text in checked.problems]
-            print(console.masked("\n".join(lines)))
+            _print(console.masked("\n".join(lines)))
     return 1 if checked.problems else 0
 
 
@@ -393,7 +397,7 @@ def _prune(arguments: argparse.Namespace) -> int:
             if arguments.json:
                 _print_json({"remove": [one.id for one in plan.doomed], "reasons": plan.reasons, "held": plan.held})
             else:
-                print("\n".join(f"{set_id}: {reason}" for set_id, reason in plan.reasons.items()) or "There is no set.")
+                _print("\n".join(f"{set_id}: {reason}" for set_id, reason in plan.reasons.items()) or "There is no set.")
             return 0
         with lock.hold(directory / backup_set.STATE / "lock", "prune", settings.lock_wait_s):
             removed = prune.prune(directory, settings.retention_days, console)
@@ -413,9 +417,9 @@ def _audit(arguments: argparse.Namespace) -> int:
         if arguments.json:
             _print_json({"whole": not faults, "faults": faults})
         else:
-            print("\n".join(f"✗ {fault}" for fault in faults) or "✓ the audit log is whole")
+            _print("\n".join(f"✗ {fault}" for fault in faults) or "✓ the audit log is whole")
         return 3 if faults else 0
-    log, _ = audit.paths(directory)
+    log, __ = audit.paths(directory)
     if log.exists():
         sys.stdout.write(log.read_text(errors="replace"))
     return 0
@@ -428,9 +432,9 @@ def _config(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json({name: {"value": value, "source": source} for name, value, source in rows})
         return 0
-    width = max(len(name) for name, _, _ in rows)
+    width = max(len(name) for name, __, __ in rows)
     for name, value, source in rows:
-        print(f"{name:{width}}  {value or '(empty)'}  [{source}]")
+        _print(f"{name:{width}}  {value or '(empty)'}  [{source}]")
     return 0
 
 
@@ -440,7 +444,7 @@ def _completion(arguments: argparse.Namespace) -> int:
     require("shtab")
     import shtab
 
-    print(shtab.complete(parser(), arguments.shell))
+    _print(shtab.complete(parser(), arguments.shell))
     return 0
 
 
@@ -495,7 +499,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except BackupError as error:
         if not getattr(error, "told", False):
-            print(f"agentmem-backup: {error}", file=sys.stderr)
+            sys.stderr.write(f"agentmem-backup: {error}\n")
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()
@@ -505,9 +509,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         from .errors import one_line
 
-        print(f"agentmem-backup: unexpected {type(error).__name__}: {one_line(error)} (please report this)", file=sys.stderr)
+        sys.stderr.write(f"agentmem-backup: unexpected {type(error).__name__}: {one_line(error)} (please report this)\n")
         return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -62,7 +62,8 @@ class Console(Reporter):
             if self._bars is not None:
                 self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
             else:
-                print(text, file=stream, flush=True)
+                stream.write(f"{text}\n")
+                stream.flush()
 
     def _write(self, level: str, text: str) -> None:
         if self._log is not None:
@@ -125,7 +126,7 @@ class Console(Reporter):
     def __enter__(self) -> Console:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *__: object) -> None:
         with self._guard:
             self._end_bars()
         if self._log is not None:

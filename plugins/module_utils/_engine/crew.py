@@ -61,7 +61,7 @@ class Crew:
     def __enter__(self) -> Crew:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *__: object) -> None:
         for thread in self._threads.values():
             thread.shutdown(wait=True)
 

@@ -26,7 +26,7 @@ def run(settings: Settings, name: str, reporter: Reporter, facts: Mapping[str, o
     environment = {f"AGENTMEM_{key.upper()}": str(value) for key, value in facts.items()}
     # A hook has no business with the stores' passwords, which may stand in our own environment.
     hidden = {
-        option.metadata["env"]: "" for _, option, _ in walk(settings) if option.metadata["secret"] and option.metadata["env"]
+        option.metadata["env"]: "" for __, option, __ in walk(settings) if option.metadata["secret"] and option.metadata["env"]
     }
     try:
         process.run(words, env={**hidden, **environment, "AGENTMEM_HOOK": name}, timeout_s=settings.hooks.timeout_s)

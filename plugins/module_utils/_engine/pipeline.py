@@ -201,7 +201,7 @@ class Writer:
         self._stored_bytes = 0
         # What comes in is gathered in a few buffers that go round: a fresh megabyte for each piece costs more than hashing it.
         self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
-        for _ in range(_IN_FLIGHT + 1):
+        for __ in range(_IN_FLIGHT + 1):
             self._free.put(memoryview(bytearray(PIECE)))
         self._buffer = memoryview(bytearray(PIECE))
         self._filled = 0

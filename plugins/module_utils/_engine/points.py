@@ -80,8 +80,8 @@ def _vector(vector: Any) -> Iterator[bytes]:
     indices = vector["indices"] if isinstance(vector, dict) else vector.indices
     values = vector["values"] if isinstance(vector, dict) else vector.values
     pairs = sorted(zip(indices, values, strict=True))
-    yield b"sparse %s" % json.dumps([index for index, _ in pairs]).encode()
-    yield _floats([value for _, value in pairs])
+    yield b"sparse %s" % json.dumps([index for index, __ in pairs]).encode()
+    yield _floats([value for __, value in pairs])
 
 
 def _floats(numbers: list[float]) -> bytes:
@@ -115,7 +115,7 @@ def repack(pieces: Iterable[bytes | memoryview], folder: Path, what: str) -> Non
     try:
         tar = Tar(iter(pieces), what)  # type: ignore[arg-type]
         for member in tar:
-            shard, _, name = member.name.partition("/")
+            shard, __, name = member.name.partition("/")
             if not (shard.isdigit() and name) or member.kind not in ("file", "directory"):
                 continue
             if member.unsafe:

@@ -111,7 +111,8 @@ class Child:
 
     def _listen(self) -> None:
         pipe = self.process.stderr
-        assert pipe is not None  # noqa: S101  always asked for above
+        if pipe is None:
+            raise AssertionError("always asked for above")
         with contextlib.suppress(ValueError):  # closed by release()
             while piece := pipe.read1(8192):  # type: ignore[attr-defined]
                 self._said += piece
@@ -183,7 +184,7 @@ class Child:
     def __enter__(self) -> Child:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *__: object) -> None:
         if self.process.returncode is None:
             self.kill()
         else:

@@ -27,6 +27,7 @@ MASK = "********"
 
 
 def _option(default: Any, help_text: str, *, env: str = "", secret: bool = False, choices: tuple[str, ...] = ()) -> Any:
+    # pylint: disable=invalid-field-call  # it is called in the bodies of the dataclasses below, and nowhere else
     metadata = {"env": env, "secret": secret, "choices": choices, "help": help_text}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -144,7 +145,7 @@ class Settings:
 
     def secrets(self) -> list[str]:
         """Every secret value that is set: nothing that is printed or logged may contain one."""
-        return [str(value) for _, option, value in walk(self) if option.metadata["secret"] and value]
+        return [str(value) for __, option, value in walk(self) if option.metadata["secret"] and value]
 
 
 Option = dataclasses.Field[Any]
@@ -217,7 +218,7 @@ def _convert(name: str, option: Option, value: Any, source: str) -> Any:
 
 
 def _assign(settings: Settings, name: str, value: Any) -> None:
-    section, _, inner = name.rpartition(".")
+    section, __, inner = name.rpartition(".")
     setattr(getattr(settings, section) if section else settings, inner, value)
 
 
@@ -261,7 +262,7 @@ def load(
     """
     environment = os.environ if environment is None else environment
     settings = Settings()
-    options = {name: option for name, option, _ in walk(settings)}
+    options = {name: option for name, option, __ in walk(settings)}
     named = file is not None
     path = file or DEFAULT_FILE
     if named or path.exists():

@@ -222,7 +222,7 @@ def _walk(
     pieces = reader.pieces()
     examination = component.examine(source, pieces)
     section.walked = examination.facts
-    for _ in pieces:  # a walk that ended before the file did: the rest must be whole too
+    for __ in pieces:  # a walk that ended before the file did: the rest must be whole too
         pass
     digest = reader.digest()
     measured(digest)

@@ -116,7 +116,7 @@ class ConfigComponent(Component):
             if problem := self._root_problem(root):
                 probe.problems.append(problem)
                 continue
-            for _, path, status in filetree.walk(
+            for __, path, status in filetree.walk(
                 root, self._avoided(), lambda error, path: unreadable.append(_unreadable(error, path))
             ):
                 size += 1024 + (status.st_size if stat.S_ISREG(status.st_mode) else 0)
@@ -416,7 +416,7 @@ class _Extracted:
         self._temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         self._digest = hashlib.sha256()
 
-    def take(self, _: tarfile.TarInfo, name: str, content: Iterator[bytes | memoryview]) -> None:
+    def take(self, __: tarfile.TarInfo, name: str, content: Iterator[bytes | memoryview]) -> None:
         if name != self._entry.name:
             return
         with telling(f"writing {shown(os.fsencode(self._target))}"):
@@ -644,7 +644,7 @@ class ConfigRestoration(Restoration):
         if not listing.sha256:
             listing.entries = filetree.canonical(listing.entries)
         self._listing = listing
-        self._placements, _ = self._component.placements(listing, clock.set_id(clock.now()))
+        self._placements, __ = self._component.placements(listing, clock.set_id(clock.now()))
         for placement in self._placements:
             self._make_parent(placement)
             self._component.context.journal("config_stage", component=self._component.name, **placement.step())

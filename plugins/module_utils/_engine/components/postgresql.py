@@ -443,7 +443,7 @@ def _table_facts(connection: Connection, tables: list[Relation], level: str) -> 
         if level == COUNTS:
             facts[table.key] = {"rows": value(connection, statement("SELECT count(*) FROM ONLY {}", table.sql))}
             continue
-        names = ", ".join(identifier(name) for name, _ in columns[table.oid])
+        names = ", ".join(identifier(name) for name, __ in columns[table.oid])
         count, total = rows(connection, statement(_DIGEST, names, table.sql))[0]
         described = hashlib.sha256(json.dumps(columns[table.oid]).encode()).hexdigest()[:16]
         facts[table.key] = {"rows": count, "sum": total, "columns": described}
@@ -765,7 +765,7 @@ class PostgresqlCut(Cut):
             return ""
         if not found:
             return ""
-        schema, name, pid, granted, user, application, _ = found[0]
+        schema, name, pid, granted, user, application, __ = found[0]
         who = f"process {pid}" + (f" of role {user}" if user else "") + (f", {application}" if application else "")
         return f"{who} {'holds' if granted else 'waits for'} an exclusive lock on {table_key(schema, name)}"
 
@@ -1198,9 +1198,9 @@ class Assessment:
             )
         sessions = rows(connection, _SESSIONS, [target.live_oid])
         if sessions:
-            who = listed({application or user for _, user, application, _ in sessions})
+            who = listed({application or user for __, user, application, __ in sessions})
             plan.lines.append(f"{len(sessions)} open sessions of {target.live} will be ended ({who})")
-        foreign = {user for _, user, _, ours in sessions if not ours}
+        foreign = {user for __, user, __, ours in sessions if not ours}
         if foreign:
             plan.problems.append(
                 f"role {target.user} may not end the sessions of {listed(foreign)} in {target.live}: close them, or "
@@ -1333,8 +1333,10 @@ class PostgresqlRestoration(Restoration):
         return self._compare(self._target.live)
 
     def _compare(self, database: str) -> Comparison:
-        doing = self._access.answered(f"comparing database {database}")
-        with contextlib.closing(self._access.connect(database)) as connection, doing:
+        with (
+            contextlib.closing(self._access.connect(database)) as connection,
+            self._access.answered(f"comparing database {database}"),
+        ):
             # One snapshot for all tables: the application may be back already.
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             if self._recorded is None:
@@ -1449,7 +1451,7 @@ def _ending_sessions(access: Access, maintenance: str, oid: int) -> Iterator[Non
         import psycopg
 
         while not enough.is_set():
-            for pid, _, _, ours in rows(connection, _SESSIONS, [oid]):
+            for pid, __, __, ours in rows(connection, _SESSIONS, [oid]):
                 if ours:
                     with contextlib.suppress(psycopg.Error):
                         connection.execute("SELECT pg_catalog.pg_terminate_backend(%s)", [pid])
@@ -1471,7 +1473,7 @@ _SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(?:\.[A-Za-z_][A-Za-z0-9_$]*
 
 def _setting(text: str) -> str:
     """`name=value` from pg_db_role_setting as SET writes it; lists are stored with their own quotes (as in pg_dump)."""
-    name, _, content = text.partition("=")
+    name, __, content = text.partition("=")
     if not _SETTING_NAME.fullmatch(name):
         name = identifier(name)
     if name.lower() not in _LISTS:
@@ -1585,7 +1587,7 @@ class PostgresqlComponent(Component):
           FROM pg_catalog.pg_class c WHERE c.oid = ANY(%s)"""
         wanted = {one.oid: one for one in (*found.lockable, *found.sequences)}
         facts = rows(connection, query, [list(wanted)])
-        closed = [wanted[oid].key for oid, readable, _ in facts if not readable]
+        closed = [wanted[oid].key for oid, readable, __ in facts if not readable]
         if closed:
             problems.append(
                 f"role {role} may not read {len(closed)} tables or sequences ({listed(closed)}): "
@@ -1635,7 +1637,7 @@ class PostgresqlComponent(Component):
             archive = pgarchive.walk(pieces)
         except ArchiveError as error:
             examination.faults.append(str(error))
-            for _ in pieces:  # what follows is read as well, for its digest
+            for __ in pieces:  # what follows is read as well, for its digest
                 pass
             return examination
         examination.faults += archive.faults

@@ -24,6 +24,7 @@ import fnmatch
 import functools
 import hashlib
 import json
+import operator
 import os
 import re
 import secrets
@@ -567,7 +568,7 @@ class QdrantComponent(Component):
         """Bytes that a collection takes in the server's storage, where that can be seen from here."""
         folder = Path(self.options.data_dir or "/nonexistent") / "collections" / collection
         total = 0
-        for where, _, files in os.walk(folder):
+        for where, __, files in os.walk(folder):
             for name in files:
                 with contextlib.suppress(OSError):
                     total += Path(where, name).stat().st_blocks * 512
@@ -610,7 +611,7 @@ class QdrantComponent(Component):
         Names carry whole seconds: a second snapshot within one overwrites the first under its name (measured). One that
         was there already is left alone, and ours is made again a second later.
         """
-        for _ in range(5):
+        for __ in range(5):
             known = sorted(str(one["name"]) for one in node.snapshots(collection))
             at = clock.iso(node.now())
             self.note(_MAKING, url=node.url, collection=collection, known=known, at=at)
@@ -842,8 +843,9 @@ def _parse_inventory(content: bytes, where: str) -> dict[str, Any]:
         if not all(isinstance(found[key], kind) for key, kind in (("collections", list), ("aliases", dict), ("server", dict))):
             raise ValueError
         for record in found["collections"]:
-            _ = (record["name"], record["config"], record["count_before"], record["count_after"], record["payload_schema"])
-            _ = [(one["node"], one["file"], one["size"], one["sha256"]) for one in record["snapshots"]]
+            operator.itemgetter("name", "config", "count_before", "count_after", "payload_schema")(record)
+            for one in record["snapshots"]:
+                operator.itemgetter("node", "file", "size", "sha256")(one)
     except (ValueError, KeyError, TypeError):
         raise VerificationError(f"{where} is damaged: its {INVENTORY} cannot be read") from None
     inventory: dict[str, Any] = found
@@ -1003,7 +1005,7 @@ class QdrantCut(Cut):
         if self.level == CONTENT and self._undigested is None:
             self._readings.start(collection, pieces(), what)
         else:
-            for _ in pieces():
+            for __ in pieces():
                 pass
         out.write(tarball.padding(made.size))
         made.sha256 = digest.hexdigest()
@@ -1083,7 +1085,7 @@ def _at_once(work: Callable[[_Collection], None], collections: list[_Collection]
     """Run `work` on all collections, some at a time; the first error is raised once all have ended."""
     with concurrent.futures.ThreadPoolExecutor(_COLLECTIONS_AT_ONCE, thread_name_prefix="qdrant-cut") as pool:
         futures = [pool.submit(work, one) for one in collections]
-        _, waiting = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
+        __, waiting = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
         for future in waiting:
             future.cancel()
     for future in futures:
@@ -1180,11 +1182,11 @@ class _Walk:
         stream = through()
         if member.name.endswith(".snapshot"):
             try:
-                for _ in tarball.Tar(stream, f"the snapshot {member.name}"):
+                for __member in tarball.Tar(stream, f"the snapshot {member.name}"):
                     pass
             except VerificationError as error:
                 self.inner_faults.append(str(error))
-        for _ in stream:
+        for __ in stream:
             pass
         self.seen[member.name] = (member.size, digest.hexdigest() if self.hashing else "")
 
@@ -1243,7 +1245,7 @@ class _Extraction:
             raise
 
     def _members(self) -> Iterator[tuple[dict[str, Any], Iterator[bytes]]]:
-        for one, _, pieces in _snapshots_of(self.source, {one["file"]: (self.record, one) for one in self.record["snapshots"]}):
+        for one, __, pieces in _snapshots_of(self.source, {one["file"]: (self.record, one) for one in self.record["snapshots"]}):
             yield one, pieces
 
     def _snapshots(self, made: list[Path]) -> str:
@@ -1841,12 +1843,12 @@ class QdrantRestoration(Restoration):
         left, self._leftovers = self._leftovers, []
         self.disconnect()
         if left:
-            said = ", ".join(f"{name} of {collection}" for _, collection, name in left)
+            said = ", ".join(f"{name} of {collection}" for __, collection, name in left)
             raise BackupError(f"uploaded files stay in Qdrant's snapshots folder: {said}; delete them by hand")
 
 
 def _kept(target: _Target) -> str:
-    return f" (what it held before lies in {', '.join(safety['path'] for _, safety in target.safety)})" if target.safety else ""
+    return f" (what it held before lies in {', '.join(safety['path'] for __, safety in target.safety)})" if target.safety else ""
 
 
 def _named(schema: dict[str, Any]) -> str:

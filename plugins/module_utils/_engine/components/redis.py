@@ -214,7 +214,7 @@ def _wait(ready: Callable[[], bool], seconds: float, what: str) -> None:
 def _is_here(host: str) -> bool:
     """Whether a host name is this machine: only an address of our own can be bound."""
     try:
-        addresses = {(family, address[0]) for family, _, _, _, address in socket.getaddrinfo(host, 0)}
+        addresses = {(family, address[0]) for family, *__, address in socket.getaddrinfo(host, 0)}
     except OSError:
         return False
     for family, address in addresses:
@@ -479,7 +479,7 @@ class _Reader:
             return self._read(until)
         keys = sum(int(one["keys"]) for one in self.keyspace().values())
         margin = 2000 + keys // (5 if self._content else 20)
-        for _ in range(6):
+        for __ in range(6):
             held = self._read(self.now() + margin)
             if self.now() < held.until:
                 return held
@@ -561,7 +561,7 @@ class _Reader:
         return [int(one) for one in _pipelined(client, [("EVAL", _EXPIRY_SCRIPT, 1, key) for key in keys])]
 
     def _values(self, client: Client, database: int, keys: list[tuple[bytes, str, int]], held: _Held) -> None:
-        heads = _pipelined(client, [_about(kind, key, _HEADS) for key, kind, _ in keys])
+        heads = _pipelined(client, [_about(kind, key, _HEADS) for key, kind, __ in keys])
         for (key, kind, expiry), head in zip(keys, heads, strict=True):
             if kind in _TYPES:
                 value = _VALUE[kind](self, client, key, head, held.until)
@@ -1118,7 +1118,8 @@ class RedisCut(Cut):
         if int(state.get("rdb_last_save_time", 0)) < self._forked_at:
             raise BackupError(f"the BGSAVE of {where} ended without a new file: LASTSAVE is older than its start")
         path = self._way.path
-        assert path is not None  # noqa: S101  the way `copy` always has one
+        if path is None:
+            raise AssertionError("the way `copy` always has a path")
         try:
             self._prove_fresh(path)
         except BackupError as error:

@@ -257,7 +257,7 @@ def read_tree(
     *,
     avoid: Collection[tuple[int, int]] = (),
     scratch: Path | None = None,
-    warn: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda __: None,
 ) -> Iterator[Item]:
     """Everything under the roots, in the order of its names; contents are handed out where `scratch` is a directory.
 
@@ -374,7 +374,7 @@ def write_archive(
     *,
     scratch: Path,
     avoid: Collection[tuple[int, int]] = (),
-    warn: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda __: None,
 ) -> Listing:
     """Write everything under the roots to `out`, with the list as its last member, and return what was written.
 
@@ -526,7 +526,7 @@ def walk_archive(pieces: Iterator[bytes], what: str, take: Take | None = None) -
         hashed = _hashing(content, digest)
         if take is not None:
             take(info, name, hashed)
-        for _ in hashed:
+        for __ in hashed:
             pass
         first = seen[_clean(info.linkname)] if kind == HARD_LINK else None
         if first and first.kind == HARD_LINK:
@@ -791,10 +791,10 @@ def _remove(above: int, name: bytes, path: bytes, pinned: Collection[bytes]) -> 
     descriptor = os.open(name, _OPEN_DIRECTORY, dir_fd=above)
     try:
         inside = [os.fsencode(one) for one in os.listdir(descriptor)]
-        emptied = all([_remove(descriptor, one, path + b"/" + one, pinned) for one in inside])  # noqa: C419  all of them
+        removed = [_remove(descriptor, one, path + b"/" + one, pinned) for one in inside]
     finally:
         os.close(descriptor)
-    if not emptied or path in pinned:
+    if not all(removed) or path in pinned:
         return False
     os.rmdir(name, dir_fd=above)
     return True

@@ -194,7 +194,7 @@ def _head(cursor: _Cursor) -> Archive:
         raise ArchiveError("this PostgreSQL dump is no custom-format archive (pg_dump -Fc)")
     # A byte names the algorithm since 1.15; before, a level stood there, and there was only one algorithm.
     compression = _ALGORITHMS.get(cursor.byte(), "unknown") if version >= (1, 15) else ("none", "gzip")[cursor.integer() != 0]
-    for _ in range(7):
+    for __ in range(7):
         cursor.integer()  # local time of the dump: second, minute, hour, day, month, year, daylight saving
     return Archive(
         version=version,
@@ -236,7 +236,7 @@ def _contents(cursor: _Cursor) -> Archive:
     count = cursor.integer()
     if count < 0:
         raise cursor.bad("a negative number of entries")
-    archive.entries = [_entry(cursor, archive) for _ in range(count)]
+    archive.entries = [_entry(cursor, archive) for __ in range(count)]
     return archive
 
 

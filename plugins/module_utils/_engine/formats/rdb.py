@@ -42,7 +42,7 @@ _FOLDED = _BLOCK_BITS - 2 * _OVER
 def _table() -> tuple[int, ...]:
     rows = []
     for row in range(256):
-        for _ in range(8):
+        for __ in range(8):
             row = (row >> 1) ^ (_REFLECTED if row & 1 else 0)
         rows.append(row)
     return tuple(rows)
@@ -312,14 +312,14 @@ def _strings(each: int) -> Callable[[_Window], None]:
     """Skips a collection of elements that are `each` strings long."""
 
     def skip(window: _Window) -> None:
-        for _ in range(_length(window) * each):
+        for __ in range(_length(window) * each):
             _skip_string(window)
 
     return skip
 
 
 def _scored_as_text(window: _Window) -> None:
-    for _ in range(_length(window)):
+    for __ in range(_length(window)):
         _skip_string(window)
         size = window.byte()
         if size < 253:  # 253 to 255 are not-a-number and the infinities
@@ -327,13 +327,13 @@ def _scored_as_text(window: _Window) -> None:
 
 
 def _scored(window: _Window) -> None:
-    for _ in range(_length(window)):
+    for __ in range(_length(window)):
         _skip_string(window)
         window.skip(8)
 
 
 def _quicklist(window: _Window) -> None:
-    for _ in range(_length(window)):
+    for __ in range(_length(window)):
         _length(window)  # whether the node is packed or plain
         _skip_string(window)
 
@@ -344,14 +344,14 @@ def _hash_with_expiry(window: _Window) -> None:
 
 
 def _hash_with_absolute_expiry(window: _Window) -> None:
-    for _ in range(_length(window)):
+    for __ in range(_length(window)):
         _length(window)
         _skip_string(window)
         _skip_string(window)
 
 
 def _valkey_hash_with_expiry(window: _Window) -> None:
-    for _ in range(_length(window)):
+    for __ in range(_length(window)):
         _skip_string(window)
         _skip_string(window)
         window.skip(8)
@@ -366,22 +366,22 @@ def _stream(generation: int) -> Callable[[_Window], None]:
     """Skips a stream: listpacks, ids, groups with pending entries and consumers (rdb.c: rdbLoadObject)."""
 
     def skip(window: _Window) -> None:
-        for _ in range(_length(window)):
+        for __ in range(_length(window)):
             _skip_string(window)
             _skip_string(window)
-        for _ in range(3 if generation == 1 else 8):  # length and last id; first id, last deleted id, entries added
+        for __ in range(3 if generation == 1 else 8):  # length and last id; first id, last deleted id, entries added
             _length(window)
-        for _ in range(_length(window)):
+        for __ in range(_length(window)):
             _skip_string(window)
-            for _ in range(2 if generation == 1 else 3):  # last delivered id; entries read
+            for __ in range(2 if generation == 1 else 3):  # last delivered id; entries read
                 _length(window)
-            for _ in range(_length(window)):
+            for __ in range(_length(window)):
                 window.skip(16 + 8)
                 _length(window)
-            for _ in range(_length(window)):
+            for __ in range(_length(window)):
                 _skip_string(window)
                 window.skip(8 if generation < 3 else 16)  # seen; active
-                for _ in range(_length(window)):
+                for __ in range(_length(window)):
                     window.skip(16)
 
     return skip
@@ -560,7 +560,7 @@ def _other(opcode: int, window: _Window, summary: Summary, database: int, expiry
     elif opcode == _FREQ:
         window.skip(1)
     elif opcode == _SLOT_INFO:
-        for _ in range(3):
+        for __ in range(3):
             _length(window)
     elif opcode == _FUNCTION:
         _skip_string(window)

@@ -151,7 +151,7 @@ def _pax_records(content: bytes) -> dict[str, str]:
         length = int(content[at : content.index(b" ", at)])
         if length < 5 or at + length > len(content) or content[at + length - 1 : at + length] != b"\n":
             raise ValueError("a record of another length than it says")
-        key, _, value = content[content.index(b" ", at) + 1 : at + length - 1].partition(b"=")
+        key, __, value = content[content.index(b" ", at) + 1 : at + length - 1].partition(b"=")
         records[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
         at += length
     return records
@@ -205,7 +205,7 @@ class Tar:
             yield member
 
     def _next(self) -> Member | None:
-        for _ in self.content():
+        for __ in self.content():
             pass
         if self._padding and any(self._take(self._padding)):
             raise self.damaged("the space between two members is not empty")
