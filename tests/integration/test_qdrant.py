@@ -37,9 +37,9 @@ from agentmem_backup.pipeline import Writer
 from agentmem_backup.progress import Collecting
 from agentmem_backup.settings import Settings
 
-from tests.conftest import _turn
 from tests.support import data
 from tests.support.compare import Facts, capture_qdrant, fact_differences
+from tests.support.fixtures import _turn
 from tests.support.servers import Qdrant, free_port, path_segment
 
 KEY, READER = "full key'$", "reader's key"

@@ -21,9 +21,9 @@ import pytest
 import redis as redis_py
 from psycopg import sql
 
-from tests.conftest import assert_real_qdrant_is_used
 from tests.support import compare, data
 from tests.support.compare import Position, capture, differences
+from tests.support.fixtures import assert_real_qdrant_is_used
 from tests.support.servers import (
     AWKWARD,
     CHECKOUT,
