@@ -13,12 +13,12 @@ import pytest
 
 ENGINE = Path(__file__).parents[2] / "plugins" / "module_utils" / "_engine"
 DOORS = {"cli", "compat", "console"}
-VERBS = {"create", "verify", "restore", "extract", "list_sets", "info", "check", "prune"}
-BESIDE_VERBS = {"preflight", "post_checks", "fence", "registry"}
+VERBS = {"create", "verify", "restore", "extract", "list_sets", "info", "check", "prune", "compare"}
+BESIDE_VERBS = {"preflight", "post_checks", "fence", "registry", "freshness"}
 """What verbs share and what must know all stores."""
 GROUND = {
-    "__init__", "audit", "backup_set", "clock", "crew", "errors", "history", "hooks", "journal", "libraries", "lock", "manifest",
-    "pipeline", "process", "progress", "settings",
+    "__init__", "audit", "backup_set", "clock", "crew", "errors", "history", "hooks", "journal", "libraries", "lock", "log",
+    "manifest", "pipeline", "process", "progress", "settings",
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -150,20 +150,34 @@ def extra_files(one: BackupSet) -> list[str]:
     return sorted(path.name for path in one.directory.glob(f"*_{one.id}*") if path.name not in named)
 
 
-def find(backup_dir: Path, which: str) -> BackupSet:
-    """The set that `which` names: an ID, or `latest`. Raises UsageError that says which sets there are."""
-    present = sets(backup_dir)
+def find(backup_dir: Path, which: str, components: Iterable[str] = ()) -> BackupSet:
+    """The set that `which` names: an ID, or `latest`, the newest that has files of `components`.
+
+    Raises UsageError that says which sets there are.
+    """
+    present, wanted = sets(backup_dir), list(components)
     if which == "latest":
-        past = [one for one in present if clock.id_time(one.id) <= clock.now()]
-        if not past:
-            raise UsageError(f"there is no set in {backup_dir}: make one with agentmem-backup create")
-        return past[-1]
+        past = (one for one in reversed(present) if clock.id_time(one.id) <= clock.now())
+        for one in past:
+            if meant_to_hold(one, wanted):
+                return one
+        holding = f" that holds {', '.join(wanted)}" if wanted and present else ""
+        raise UsageError(f"there is no set{holding} in {backup_dir}: make one with agentmem-backup create")
     clock.id_time(which)
     for one in present:
         if one.id == which:
             return one
     newest = f"the newest is {present[-1].id}" if present else "there is none at all"
     raise UsageError(f"there is no set {which} in {backup_dir}: {newest} (see: agentmem-backup list)")
+
+
+def meant_to_hold(one: BackupSet, components: Iterable[str]) -> bool:
+    """Whether a set has these components, or had: one whose file has vanished or whose manifest is damaged must be
+    refused by whoever reads it, and not passed over for an older one."""
+    try:
+        return one.holds.keys() >= {*components}
+    except VerificationError:
+        return True
 
 
 def component_of_file(path: Path) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from . import audit, backup_set, clock, history, preflight, registry
+from . import audit, backup_set, clock, freshness, preflight, registry
 from .components.base import Context, named
 from .crew import Crew
 from .errors import VerificationError
@@ -54,20 +54,16 @@ def check(settings: Settings, reporter: Reporter, max_age: timedelta | None = No
 
 
 def _freshness(checked: Checked, directory: Any, max_age: timedelta) -> None:
-    verdicts = history.newest(directory)
-    now = clock.now()
-    good = [
-        one for one in backup_set.sets(directory) if history.is_verified(verdicts.get(one.id)) and clock.id_time(one.id) <= now
-    ]
-    if not good:
+    good = freshness.newest_good(directory)
+    if good is None:
         checked.problems.append(f"there is no verified set in {directory}: make one with agentmem-backup create")
-    elif now - clock.id_time(good[-1].id) > max_age:
+    elif clock.now() - clock.id_time(good.id) > max_age:
         checked.problems.append(
-            f"the newest verified set, {good[-1].id}, is {clock.age(clock.id_time(good[-1].id))} old: "
+            f"the newest verified set, {good.id}, is {clock.age(clock.id_time(good.id))} old: "
             "look at the timer and the log, then run agentmem-backup create"
         )
     else:
-        checked.good.append(f"newest verified set: {good[-1].id}, {clock.age(clock.id_time(good[-1].id))} old")
+        checked.good.append(f"newest verified set: {good.id}, {clock.age(clock.id_time(good.id))} old")
 
 
 def audit_faults(settings: Settings) -> list[str]:

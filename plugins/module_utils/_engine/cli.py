@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import __version__
-from .errors import BackupError, Cancelled, UsageError
+from . import __version__, process
+from .errors import BackupError, UsageError
 
 if TYPE_CHECKING:
     from .console import Console
@@ -171,7 +168,6 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _console(settings: Settings, arguments: argparse.Namespace, *, log: bool = True) -> Console:
-    from . import process
     from .console import Console
 
     process.keep_freed_memory()
@@ -267,18 +263,12 @@ def _restore(arguments: argparse.Namespace) -> int:
             return 1
         if arguments.json:
             _print_json(restored.as_dict())
-        asked = "health_url" in settings.sources
-        failed = [check.text for check in restored.checks if check.failed and (asked or check.name in ("memories", "redis"))]
-        if not restored.sound:
-            return 3
-        proof = "equal to what was backed up"
-        if restored.undescribed:
-            proof = f"what the files hold is there; {', '.join(restored.undescribed)} came without a manifest to compare with"
-        if failed:
-            console.error(f"the data is restored ({proof}), but the application is not well: {'; '.join(failed)}")
+        if restored.sound and (failed := restored.unwell(settings)):
+            console.error(f"the data is restored ({restored.proof}), but the application is not well: {'; '.join(failed)}")
             return 1
-        console.step(f"restored {restored.name} in {restored.duration_s:.1f} s: {proof}")
-        return 0
+        if restored.sound:
+            console.step(f"restored {restored.name} in {restored.duration_s:.1f} s: {restored.proof}")
+        return 0 if restored.sound else 3
 
 
 def _show_plan(plan: Plan, arguments: argparse.Namespace) -> int:
@@ -363,18 +353,11 @@ def _info(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _age(text: str) -> timedelta:
-    units = {"m": "minutes", "h": "hours", "d": "days"}
-    if text and text[-1] in units and text[:-1].replace(".", "", 1).isdigit():
-        return timedelta(**{units[text[-1]]: float(text[:-1])})
-    raise UsageError(f"{text!r} is not an age: write it as 90m, 26h or 2d")
-
-
 def _check(arguments: argparse.Namespace) -> int:
-    from . import check
+    from . import check, clock
 
     settings = _settings(arguments)
-    max_age = _age(arguments.max_age) if arguments.max_age else None
+    max_age = clock.parse_age(arguments.max_age) if arguments.max_age else None
     with _console(settings, arguments, log=False) as console, _explained(console, arguments):
         checked = check.check(settings, console, max_age)
         if arguments.json:
@@ -479,19 +462,9 @@ class _explained:
             error.told = True  # type: ignore[attr-defined]
 
 
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    from . import process
-
-    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(one, signal.SIG_IGN)  # cleaning up must not be stopped in turn
-    process.stop_all()
-    raise Cancelled(f"stopped by {signal.Signals(number).name}")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's own) and return its exit code. Never raises."""
-    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(one, _stop)
+    process.stop_on_signals()
     try:
         arguments = parser().parse_args(argv)
         code: int = arguments.run(arguments)

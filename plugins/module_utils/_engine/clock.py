@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 from .errors import UsageError
 
 UTC = timezone.utc
+_AGE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
+_UNITS = {"": "seconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _ID = re.compile(r"[0-9]{8}_[0-9]{6}")  # \d would take the digits of every script
 
 
@@ -65,6 +67,17 @@ def parse_moment(text: str) -> datetime:
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise UsageError(f"'{text}' is not a time: write it as 2025-01-03 or 2025-01-03T12:00:00Z") from None
+
+
+def parse_age(text: str) -> timedelta:
+    """An age as a person writes it: 90m, 26h or 2d; a number alone is seconds. Raises UsageError."""
+    match = _AGE.fullmatch(text.strip())
+    try:
+        if match:
+            return timedelta(**{_UNITS[match[2]]: float(match[1])})
+    except OverflowError:
+        pass
+    raise UsageError(f"{text!r} is not an age: write it as 90m, 26h or 2d")
 
 
 def age(moment: datetime, at: datetime | None = None) -> str:

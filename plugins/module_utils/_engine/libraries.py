@@ -13,9 +13,12 @@ from collections.abc import Iterable
 
 from .errors import BackupError
 
+REQUIRED = ("httpx", "psycopg", "redis", "yaml")
+"""Without these nothing works; the others make it faster or serve one matter, and are asked for there."""
 PACKAGES = {
     "anycrc": "anycrc",
     "httpx": "httpx",
+    "isal": "isal",
     "psycopg": "psycopg[binary]",
     "qdrant_edge": "qdrant-edge-py",
     "redis": "redis",

@@ -15,10 +15,9 @@ from .backup_set import BackupSet
 from .components.base import Component, Probe
 from .crew import Crew
 from .errors import BackupError, VerificationError
-from .libraries import complaint
+from .libraries import REQUIRED, complaint
 from .manifest import human_size
 
-LIBRARIES = ("httpx", "psycopg", "redis", "yaml")
 _GROWTH = 1.2
 """How much larger than the last set the next one may become before it counts as a surprise."""
 
@@ -59,7 +58,7 @@ class Readiness:
 
 def check_libraries() -> list[str]:
     """One sentence where libraries are missing."""
-    sentence = complaint(LIBRARIES)
+    sentence = complaint(REQUIRED)
     return [sentence] if sentence else []
 
 

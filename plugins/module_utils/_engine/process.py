@@ -21,12 +21,14 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from types import FrameType
+from typing import IO, Any, NoReturn
 
 from .errors import BackupError, Cancelled, ToolError, one_line
 
 _STDERR_KEPT = 64 * 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
+_STOPPERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _inherited: set[int] = set()
 _running: set[Child] = set()
 _guard = threading.Lock()
@@ -263,6 +265,19 @@ def stop_all() -> None:
         running = list(_running)
     for child in running:
         child.terminate()
+
+
+def stop_on_signals() -> None:
+    """From now on SIGTERM, SIGINT and SIGHUP end the run as a failure does: its programs are stopped, and it cleans up."""
+    for one in _STOPPERS:
+        signal.signal(one, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    for one in _STOPPERS:
+        signal.signal(one, signal.SIG_IGN)  # cleaning up must not be stopped in turn
+    stop_all()
+    raise Cancelled(f"stopped by {signal.Signals(number).name}")
 
 
 def stopping() -> bool:

@@ -84,6 +84,18 @@ class Restored:
         """Whether every restored store was compared with its manifest and nothing differs."""
         return self.sound and not self.undescribed
 
+    @property
+    def proof(self) -> str:
+        """What is proven of the restored data, in words; only where it is sound."""
+        if self.undescribed:
+            return f"what the files hold is there; {', '.join(self.undescribed)} came without a manifest to compare with"
+        return "equal to what was backed up"
+
+    def unwell(self, settings: Settings) -> list[str]:
+        """The checks that failed and count: the stores' own, and those of an application that the settings name."""
+        asked = "health_url" in settings.sources
+        return [check.text for check in self.checks if check.failed and (asked or check.name in ("memories", "redis"))]
+
     def as_dict(self) -> dict[str, Any]:
         """For --json and for modules."""
         return {
@@ -166,7 +178,10 @@ def choose(settings: Settings, request: Request) -> tuple[str, dict[str, Source]
         sources = {name: _file_source(name, path) for name, path in request.files.items()}
         return ", ".join(path.name for path in request.files.values()), sources
     directory = backup_set.directory(settings.backup_dir)
-    one = _newest_before(directory, request.before) if request.before else backup_set.find(directory, request.which or "latest")
+    if request.before:
+        one = _newest_before(directory, request.before, request.components)
+    else:
+        one = backup_set.find(directory, request.which or "latest", request.components)
     wanted = request.components or list(registry.CLASSES)
     absent = [name for name in request.components if name not in one.holds]
     if absent:
@@ -174,10 +189,10 @@ def choose(settings: Settings, request: Request) -> tuple[str, dict[str, Source]
     return one.id, {name: _set_source(one, name) for name in registry.CLASSES if name in wanted and name in one.holds}
 
 
-def _newest_before(directory: Path, moment: datetime) -> BackupSet:
+def _newest_before(directory: Path, moment: datetime, components: list[str]) -> BackupSet:
     verdicts = history.newest(directory)
     earlier = [one for one in backup_set.sets(directory) if clock.id_time(one.id) <= moment]
-    good = [one for one in earlier if history.is_verified(verdicts.get(one.id))]
+    good = [one for one in earlier if history.is_verified(verdicts.get(one.id)) and backup_set.meant_to_hold(one, components)]
     if not good:
         said = f"{len(earlier)} older sets are there, none of them verified" if earlier else "no set is that old"
         raise UsageError(f"there is no verified set from before {clock.iso(moment)}: {said} (see: agentmem-backup list)")

@@ -254,11 +254,14 @@ def load(
     file: Path | None = None,
     environment: Mapping[str, str] | None = None,
     command_line: Mapping[str, Any] | None = None,
+    *,
+    given_by: str = "command line",
 ) -> Settings:
     """The settings of a run.
 
     `file` must exist where it is named; the default one may be absent. `command_line` maps dotted names to values and
-    leaves out what was not given. Raises UsageError that names the setting, its source and what it must be.
+    leaves out what was not given; `given_by` is what errors call it. Raises UsageError that names the setting, its source
+    and what it must be.
     """
     environment = os.environ if environment is None else environment
     settings = Settings()
@@ -278,8 +281,8 @@ def load(
             _assign(settings, name, _convert(name, option, environment[variable], f"the environment variable {variable}"))
             settings.sources[name] = variable
     for name, value in (command_line or {}).items():
-        _assign(settings, name, _convert(name, options[name], value, "the command line"))
-        settings.sources[name] = "command line"
+        _assign(settings, name, _convert(name, options[name], value, f"the {given_by}"))
+        settings.sources[name] = given_by
     _check(settings)
     return settings
 

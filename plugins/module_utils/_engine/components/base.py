@@ -142,8 +142,8 @@ class Restoration(ABC):
 
     `prepare` (slow; the live data is untouched), `check` (what was prepared against the manifest's fingerprint),
     `commit` (the switch), `complete` (makes the switch final; PostgreSQL commits here, after all other stores),
-    `compare` (the live store against the fingerprint). `abort` at any point before `complete` takes everything back
-    that it can; `close` always comes last.
+    `compare` (the live store against the fingerprint; alone, without the others before it, it only looks). `abort` at
+    any point before `complete` takes everything back that it can; `close` always comes last.
     """
 
     @abstractmethod

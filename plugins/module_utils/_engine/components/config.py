@@ -637,7 +637,8 @@ class ConfigRestoration(Restoration):
         self._refused: set[str] = set()
         self._final = False
 
-    def prepare(self) -> None:
+    def _read(self) -> Listing:
+        """What the archive holds, and where it goes."""
         listing = filetree.walk_archive(self._source.pieces(), str(self._source.path))
         if faults := self._component._examined(self._source, listing).faults:
             raise VerificationError(f"{self._source.path} is not restored: {faults[0]}")
@@ -645,6 +646,10 @@ class ConfigRestoration(Restoration):
             listing.entries = filetree.canonical(listing.entries)
         self._listing = listing
         self._placements, __ = self._component.placements(listing, clock.set_id(clock.now()))
+        return listing
+
+    def prepare(self) -> None:
+        listing = self._read()
         for placement in self._placements:
             self._make_parent(placement)
             self._component.context.journal("config_stage", component=self._component.name, **placement.step())
@@ -744,6 +749,8 @@ class ConfigRestoration(Restoration):
         self._final = True
 
     def compare(self) -> Comparison:
+        if not self._placements:
+            self._read()
         # The application may be at work already: a directory's time says nothing about what was restored into it.
         return self._compared(lambda placement: placement.target, times=False)
 
