@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from . import process
 from .errors import BackupError, Cancelled, VerificationError
@@ -133,7 +133,7 @@ def _encoder(compression: str, level: int) -> Gzip | Zstd | Plain:
     return Plain()
 
 
-Piece = bytes | memoryview
+Piece: TypeAlias = "bytes | memoryview"
 
 
 def _keep(piece: Piece) -> None:
