@@ -34,8 +34,8 @@ NOT_RUN = {
     "script/test    # lint, types and every test, against real servers": "runs this very test; here it must exist",
     "docker run -d --name qdrant-for-tests -p 127.0.0.1:6333:6333 qdrant/qdrant:v1.18.3": "needs a container engine",
     "QDRANT_TEST_URL=http://127.0.0.1:6333 script/demo": "needs that container",
-    "python3 -m venv /opt/agentmem-backup": "installs, from the network: script/bootstrap does the same",
-    "/opt/agentmem-backup/bin/pip install '.[points]'": "installs, from the network: script/bootstrap does the same",
+    "python3 -m venv /opt/agentmem-backup/venv": "installs, from the network: script/bootstrap does the same",
+    "/opt/agentmem-backup/venv/bin/pip install '.[points]'": "installs, from the network: script/bootstrap does the same",
 }
 LANGUAGES = {"bash", "console", "cron", "yaml", "sql", ""}
 _VARYING = re.compile(

@@ -93,3 +93,14 @@ def test_troubleshooting_quotes_what_the_engine_says() -> None:
     strangers = [text for text in quoted if not any(text in one for one in known)]
     assert len(quoted) == len(set(quoted))
     assert not strangers, "the engine says nothing like:\n" + "\n".join(strangers)
+
+
+def test_the_architecture_names_every_module_of_the_engine() -> None:
+    page = read("docs/architecture.md")
+    picture = page.partition("```\n")[2].partition("```")[0]
+    named = set(re.findall(r"\b[a-z_]+\b", picture)) | set(re.findall(r"`(?:\w+/)?(\w+)\.py`", page))
+    absent = {path.stem for path in ENGINE.rglob("*.py")} - {"__init__"} - named
+    assert not absent, f"docs/architecture.md says nothing of {', '.join(sorted(absent))}"
+    places = (ENGINE, ENGINE.parent)
+    for name in re.findall(r"`((?:\w+/)?\w+\.py)`", page):
+        assert any((place / name).exists() for place in places), f"docs/architecture.md names {name}, which does not exist"
