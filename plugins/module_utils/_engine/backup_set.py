@@ -180,6 +180,13 @@ def meant_to_hold(one: BackupSet, components: Iterable[str]) -> bool:
         return True
 
 
+def demand(one: BackupSet, components: Iterable[str]) -> None:
+    """Raise UsageError unless a set has all of `components`; it says which it has."""
+    absent = [name for name in components if name not in one.holds]
+    if absent:
+        raise UsageError(f"set {one.id} has no {', '.join(absent)}: it holds {', '.join(one.holds) or 'nothing'}")
+
+
 def component_of_file(path: Path) -> str | None:
     """The component whose file this is, by its name."""
     match = _NAME.fullmatch(path.name)

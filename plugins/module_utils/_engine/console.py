@@ -51,7 +51,8 @@ class Console(Log):
             if self._bars is not None:
                 self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
             else:
-                print(text, file=stream, flush=True)
+                stream.write(f"{text}\n")
+                stream.flush()
 
     def ask(self, question: str) -> str:
         """Ask a person and return the answer, stripped; nothing where the input has ended. Bars would hide the question."""

@@ -14,7 +14,9 @@ from collections.abc import Iterable
 from .errors import BackupError
 
 REQUIRED = ("httpx", "psycopg", "redis", "yaml")
-"""Without these nothing works; the others make it faster or serve one matter, and are asked for there."""
+"""Without these nothing works."""
+HELPFUL = ("anycrc", "isal", "qdrant_edge", "zstandard")
+"""These make it faster, or serve one matter and are asked for there."""
 PACKAGES = {
     "anycrc": "anycrc",
     "httpx": "httpx",

@@ -88,5 +88,10 @@ class Log(Collecting):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
         if self._log is not None:
             self._log.close()
+            self._log = None

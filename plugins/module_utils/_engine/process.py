@@ -29,6 +29,7 @@ from .errors import BackupError, Cancelled, ToolError, one_line
 _STDERR_KEPT = 64 * 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _STOPPERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _inherited: set[int] = set()
 _running: set[Child] = set()
 _guard = threading.Lock()
@@ -278,6 +279,14 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(one, signal.SIG_IGN)  # cleaning up must not be stopped in turn
     stop_all()
     raise Cancelled(f"stopped by {signal.Signals(number).name}")
+
+
+def end_with_parent() -> None:
+    """Have the kernel send us SIGTERM when the process that started us ends (prctl(2), PR_SET_PDEATHSIG)."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def stopping() -> bool:

@@ -183,9 +183,7 @@ def choose(settings: Settings, request: Request) -> tuple[str, dict[str, Source]
     else:
         one = backup_set.find(directory, request.which or "latest", request.components)
     wanted = request.components or list(registry.CLASSES)
-    absent = [name for name in request.components if name not in one.holds]
-    if absent:
-        raise UsageError(f"set {one.id} has no {', '.join(absent)}: it holds {', '.join(one.holds) or 'nothing'}")
+    backup_set.demand(one, request.components)
     return one.id, {name: _set_source(one, name) for name in registry.CLASSES if name in wanted and name in one.holds}
 
 

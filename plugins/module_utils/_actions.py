@@ -1,0 +1,334 @@
+# Copyright: (c) 2026, The agentmem.backup maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the modules do: create, verify, restore, info, each from a task's parameters to its result.
+
+One question (`why_create`, `why_restore`) decides whether there is something to do: None, or the sentence that says
+why. It serves check mode, `msg` and the act. Parses on Python 3.8; see _module.py.
+"""
+
+from __future__ import annotations
+
+from ._module import Failure
+
+# --- create
+
+
+def create(components=()):
+    """The action that makes a set of `components`; without any, of those that the settings name."""
+
+    def action(task):
+        from ._engine import backup_set
+        from ._engine import create as engine
+
+        task.settings.components = list(components or task.settings.components)
+        directory = backup_set.directory(task.settings.backup_dir)
+        newest, why = why_create(task, directory)
+        if why is None:
+            return dict(_described(newest, task.settings.backup_dir), changed=False, msg=_fresh(task, newest))
+        if task.check_mode:
+            plan = engine.plan(task.settings, task.log)
+            return {"changed": True, "msg": "a set would be made: " + why, "plan": plan}
+        made = engine.create(task.settings, task.begin())
+        one = backup_set.find(made.directory, made.manifest.id)
+        result = dict(_described(one, task.settings.backup_dir), removed=made.removed, duration_s=round(made.duration_s, 3))
+        if made.alarms:
+            said = f"set {one.id} was made and is {made.verdict}: {'; '.join(made.alarms)}"
+            raise Failure(
+                f"{said} (if that is as it should be, acknowledge it with backup_set_verify)",
+                **dict(result, changed=True, exit_code=3),
+            )
+        return dict(result, changed=True, msg=f"set {one.id} was made ({made.verdict}): {why}")
+
+    return action
+
+
+def why_create(task, directory):
+    """(the newest good set that these settings would make, or None; why to make one, or None)."""
+    from ._engine import clock, freshness
+
+    wanted, max_age = task.settings.components, task.params["max_age"]
+    if max_age is None:
+        return None, "no max_age is given"
+    longest = clock.parse_age(max_age)
+    newest = freshness.newest_good(directory, wanted, task.settings)
+    if newest is None:
+        return None, f"there is no verified set of {', '.join(wanted)} in {directory}"
+    made = clock.id_time(newest.id)
+    if clock.now() - made <= longest:
+        return newest, None
+    age = clock.age(made)
+    return newest, f"the newest verified set of {', '.join(wanted)}, {newest.id}, is {age} old, and max_age is {max_age}"
+
+
+def _fresh(task, newest):
+    from ._engine import clock
+
+    age = clock.age(clock.id_time(newest.id))
+    max_age = task.params["max_age"]
+    return f"the newest verified set, {newest.id}, is {age} old, and max_age is {max_age}: nothing to do"
+
+
+def _described(one, directory):
+    """What a result says of a set: from its manifest, or of a legacy or damaged one from what lies there."""
+    from ._engine import history
+    from ._engine.errors import VerificationError
+
+    verdict = history.newest(one.directory).get(one.id) or {}
+    told = {"id": one.id, "directory": directory, "verdict": verdict.get("verdict", "never verified")}
+    told["alarms"] = list(verdict.get("alarms") or [])
+    try:
+        made = one.manifest
+    except VerificationError as error:
+        made, told["fault"] = None, str(error)
+    if made is None:
+        files = {name: {"file": str(path), "bytes": path.stat().st_size} for name, path in one.files.items()}
+        kind = "damaged" if "fault" in told else "legacy"
+        return dict(told, type=kind, bytes=sum(file["bytes"] for file in files.values()), components=files)
+    return dict(
+        told,
+        type=made.data["type"],
+        bytes=made.size,
+        started=made.data["started"],
+        skew_s=made.data["skew_s"],
+        partial=made.data["partial"],
+        components={name: _component(one, entry) for name, entry in made.components.items()},
+    )
+
+
+def _component(one, entry):
+    from ._engine.components.base import named
+
+    plain = ("bytes", "raw_bytes", "sha256", "compression", "cut", "method", "duration_s")
+    return dict(
+        {key: entry[key] for key in plain},
+        file=str(one.directory / entry["file"]),
+        server=named(entry["server"]),
+        tool=named(entry["tool"]),
+        fingerprint=_amounts(entry["fingerprint"]),
+        warnings=list(entry["warnings"]),
+    )
+
+
+def _amounts(fingerprint):
+    """A fingerprint's level and totals: its digests, one for each table or key span, stay in the manifest."""
+    told = {key: value for key, value in fingerprint.items() if isinstance(value, int) or key == "level"}
+    tables, databases = fingerprint.get("tables"), fingerprint.get("databases")
+    collections = fingerprint.get("collections")
+    if isinstance(tables, dict):
+        told.update(tables=len(tables), rows=sum(one["rows"] or 0 for one in tables.values()))
+    if isinstance(databases, dict):
+        told.update(databases=len(databases), keys=sum(one["keys"] for one in databases.values()))
+    if isinstance(collections, dict):
+        told.update(collections=len(collections), points=sum(one["count_after"] for one in collections.values()))
+    return told
+
+
+# --- verify
+
+
+def verify_component(component):
+    """The action that verifies one component's file, of a set or by its path, and records nothing."""
+
+    def action(task):
+        from pathlib import Path
+
+        from ._engine import backup_set, verify
+        from ._engine.errors import UsageError
+
+        depth = task.params["depth"]
+        if task.params["path"]:
+            path = Path(task.params["path"])
+            if path.is_file() and backup_set.component_of_file(path) != component:
+                raise UsageError(f"{path} is not a backup file of {component}")
+            report = verify.verify_file(task.settings, task.log, path, depth=depth)
+        else:
+            directory = backup_set.directory(task.settings.backup_dir, write=False)
+            one = backup_set.find(directory, task.params["id"] or "latest", [component])
+            if not _damaged(one):
+                backup_set.demand(one, [component])
+            report = verify.examine_set(task.settings, task.log, one, depth=depth, components=[component])
+        report.acknowledged = True  # an alarm is a matter of the whole set: backup_set_verify tells
+        return _verified(report)
+
+    return action
+
+
+def verify_set(task):
+    """The action that verifies a whole set and records the verdict."""
+    from ._engine import verify
+
+    params = task.params
+    which = params["id"] or "latest"
+    if task.check_mode:
+        return _verified(_look_only(task, which))
+    report = verify.verify_set(task.settings, task.log, which, depth=params["depth"], acknowledge=params["acknowledge"])
+    return _verified(report)
+
+
+def _look_only(task, which):
+    """A verification that records nothing: for check mode."""
+    from ._engine import backup_set, history, verify
+
+    directory = backup_set.directory(task.settings.backup_dir, write=False)
+    one = backup_set.find(directory, which)
+    report = verify.examine_set(task.settings, task.log, one, depth=task.params["depth"])
+    known = history.newest(directory).get(one.id) or {}
+    report.acknowledged = task.params["acknowledge"] or known.get("verdict") == history.ACKNOWLEDGED
+    return report
+
+
+def _damaged(one):
+    from ._engine.errors import VerificationError
+
+    try:
+        return not one.holds
+    except VerificationError:
+        return True
+
+
+def _verified(report):
+    """The result of a good report; fails with that of any other."""
+    from ._engine import history
+
+    told = {key: value for key, value in report.as_dict().items() if key != "files"}
+    told["components"] = {
+        one.component: {"sha256": one.sha256, "faults": one.faults} for one in report.sections if one.component and one.lines
+    }
+    told["changed"] = False
+    if report.verdict == history.FAILED:
+        raise Failure(f"{report.name} does not verify: {'; '.join(report.faults)}", **dict(told, exit_code=3))
+    if report.verdict == history.SUSPICIOUS:
+        said = f"{report.name} is whole and suspicious: {'; '.join(report.alarms)}"
+        raise Failure(f"{said} (if that is as it should be, set acknowledge)", **dict(told, exit_code=3))
+    return dict(told, msg=f"{report.name} is whole (depth {report.depth})")
+
+
+# --- restore
+
+
+def restore(components=()):
+    """The action that restores `components`; without any, those that the parameters name, or all of the set."""
+
+    def action(task):
+        from ._engine import restore as engine
+        from ._engine.errors import UsageError
+        from ._engine.preflight import NotReady
+
+        request = _request(task, components)
+        if not (task.params["confirm"] or task.check_mode):
+            raise UsageError(
+                "a restore overwrites existing data: set confirm to true if that is meant, "
+                "or run in check mode to see what would be done"
+            )
+        told, why = why_restore(task, request)
+        if why is None:
+            return dict(told, changed=False, msg=f"the live data is equal to {told['id']}: nothing to do")
+        if not request.files:
+            request.which, request.before = told.get("id") or request.which, request.before if "id" not in told else None
+        if task.check_mode:
+            plan = engine.plan(task.settings, task.log, request)
+            for warning in plan.warnings:
+                task.log.warn(warning)
+            if plan.problems:
+                raise NotReady(plan.problems, "restore")
+            said = f"{plan.name} would be restored: {why}"
+            return dict(told, changed=True, id=plan.name, plan=plan.lines, msg=said)
+        plans = []
+        restored = engine.restore(task.settings, task.begin(), request, lambda plan: plans.append(plan) is None)
+        return _restored(task, restored, dict(told, plan=plans[0].lines), why)
+
+    return action
+
+
+def _request(task, components):
+    from pathlib import Path
+
+    from ._engine import clock
+    from ._engine.components.base import RestoreOptions
+    from ._engine.restore import Request
+
+    params = task.params
+    files = {components[0]: params["path"]} if components and params["path"] else (params.get("files") or {})
+    options = RestoreOptions(
+        [],
+        params.get("qdrant_only_collections") or [],
+        params.get("qdrant_collection_prefix") or "",
+        frozenset(params["accept"] or []),
+    )
+    if params["id"] and params["id"] != "latest":
+        clock.id_time(params["id"])
+    return Request(
+        params["id"] or "",
+        clock.parse_moment(params["before"]) if params["before"] else None,
+        {name: Path(path) for name, path in files.items() if path},
+        [] if files else list(components or params.get("components") or []),
+        options,
+    )
+
+
+def why_restore(task, request):
+    """(what is known of the backup and of the differences; why to restore it, or None where the live data is equal)."""
+    from ._engine import compare
+
+    if task.params["force"]:
+        return {}, "force is set"
+    compared = compare.compare(task.settings, task.log, request)
+    told = {"id": compared.name, "differences": compared.differences, "not_compared": compared.doubts}
+    if task.module._diff:
+        told["diff"] = {"prepared": "".join(line + "\n" for line in compared.differences + compared.doubts)}
+    reasons = compared.differences or compared.doubts
+    if not reasons:
+        return told, None
+    more = f" (and {len(reasons) - 1} more)" if reasons[1:] else ""
+    return told, ("" if compared.differences else "it is not proven that the live data is equal: ") + reasons[0] + more
+
+
+def _restored(task, restored, told, why):
+    """The result of a restore; fails where the data is not equal, or the application not well."""
+    result = dict(told, changed=True, id=restored.name)
+    result.update({key: value for key, value in restored.as_dict().items() if key not in ("restored", "warnings")})
+    if not restored.sound:
+        found = "; ".join(restored.differences[:10]) or "nothing could be compared"
+        raise Failure(f"{restored.name} was restored and differs from the backup: {found}", **dict(result, exit_code=3))
+    unwell = restored.unwell(task.settings)
+    if unwell:
+        said = f"{restored.name} was restored ({restored.proof}), but the application is not well: {'; '.join(unwell)}"
+        raise Failure(said, **dict(result, exit_code=1))
+    return dict(result, msg=f"{restored.name} was restored, {restored.proof}: {why}")
+
+
+# --- info
+
+
+def info(task):
+    """The action that tells which sets there are, and one in full. What is absent is no failure."""
+    from pathlib import Path
+
+    from ._engine import backup_set, clock, freshness, list_sets
+
+    wanted = task.params["components"] or []
+    result = {
+        "changed": False,
+        "exists": Path(task.settings.backup_dir).is_dir(),
+        "sets": [],
+        "newest_verified": None,
+        "set": None,
+    }
+    result["directory"] = task.settings.backup_dir
+    if not result["exists"]:
+        return dict(result, msg=f"there is no directory {task.settings.backup_dir}")
+    directory = backup_set.directory(task.settings.backup_dir, write=False)
+    rows = [row for row in list_sets.list_sets(task.settings) if {*wanted} <= {*row.components}]
+    result["sets"] = [dict(row.as_dict(), time=clock.iso(clock.id_time(row.id))) for row in rows]
+    newest = freshness.newest_good(directory, wanted)
+    result["newest_verified"] = newest.id if newest else None
+    which = task.params["id"]
+    if which:
+        if which != "latest":
+            clock.id_time(which)
+        ids = [row.id for row in rows]
+        which = ids[-1] if which == "latest" and ids else which
+        if which in ids:
+            result["set"] = _described(backup_set.find(directory, which), task.settings.backup_dir)
+    return dict(result, msg=f"{len(rows)} sets in {task.settings.backup_dir}")

@@ -1,0 +1,161 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, The agentmem.backup maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: qdrant_restore
+short_description: Restore the collections of a Qdrant server
+version_added: 1.0.0
+author: The agentmem.backup maintainers (@agentmem)
+description:
+  - Brings Qdrant back from a set or from one file, after the backup was verified fully.
+  - Collections that are there are saved to disk first and overwritten, those that are not there are made.
+  - A failure before the switch is final takes back what was done, and the message says what is live and where the old data
+    lies.
+notes:
+  - A restore of one store leaves the others as they are. Rows, keys and points refer to each other. To bring all back to one
+    moment, use M(agentmem.backup.backup_set_restore).
+seealso:
+  - module: agentmem.backup.qdrant_dump
+  - module: agentmem.backup.qdrant_verify
+  - module: agentmem.backup.backup_set_restore
+extends_documentation_fragment:
+  - agentmem.backup._attributes
+  - agentmem.backup._attributes.restores
+  - agentmem.backup._common
+  - agentmem.backup._restore
+  - agentmem.backup._restore.one
+  - agentmem.backup._qdrant
+  - agentmem.backup._qdrant.target
+"""
+
+EXAMPLES = r"""
+- name: Show what a restore of the newest backup would do
+  agentmem.backup.qdrant_restore:
+    id: latest
+    qdrant_api_key: "{{ agentmem_qdrant_api_key }}"
+  check_mode: true
+  diff: true
+
+- name: Restore the newest backup unless the live data is equal to it already
+  agentmem.backup.qdrant_restore:
+    id: latest
+    qdrant_api_key: "{{ agentmem_qdrant_api_key }}"
+    confirm: true
+  register: restored
+
+- name: Restore the newest verified backup from before a moment
+  agentmem.backup.qdrant_restore:
+    before: "{{ '%Y-%m-%dT%H:%M:%SZ' | strftime(utc=true) }}"
+    qdrant_api_key: "{{ agentmem_qdrant_api_key }}"
+    confirm: true
+
+- name: Restore one collection beside the live one, under another name
+  agentmem.backup.qdrant_restore:
+    id: latest
+    qdrant_only_collections:
+      - memories
+    qdrant_collection_prefix: restored_
+    qdrant_api_key: "{{ agentmem_qdrant_api_key }}"
+    confirm: true
+"""
+
+RETURN = r"""
+id:
+  description: The set, or the names of the files, that the data comes from.
+  returned: when there is one
+  type: str
+  sample: "20250103_120000"
+differences:
+  description: In what the live data differed from the backup before the restore.
+  returned: when O(force=false)
+  type: list
+  elements: str
+  sample: ["postgresql: rows of public.memories: 52340 in the backup, 0 here"]
+not_compared:
+  description: What could not be compared before the restore, and why. It is never taken for equal.
+  returned: when O(force=false)
+  type: list
+  elements: str
+  sample: []
+plan:
+  description: What is done, or in check mode what would be done.
+  returned: when something is to be restored
+  type: list
+  elements: str
+  sample: ["qdrant: …"]
+equal:
+  description: Whether every store was compared with its manifest after the restore, and nothing differs.
+  returned: when something was restored
+  type: bool
+  sample: true
+undescribed:
+  description: Stores that came from files without a manifest, so that there was nothing to compare them with.
+  returned: when something was restored
+  type: list
+  elements: str
+  sample: []
+components:
+  description: For each store, how many things were compared afterwards, what differs, and where the old data lies.
+  returned: when something was restored
+  type: dict
+  sample:
+    qdrant:
+      compared: 41
+      differences: []
+      not_compared: []
+      state: "Qdrant collections restored: agents, memories"
+      duration_s: 14.2
+checks:
+  description: The guide's five checks after a restore.
+  returned: when something was restored
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: V(services), V(health), V(memories), V(redis) or V(write).
+      type: str
+    outcome:
+      description: V(passed), V(failed) or V(not made).
+      type: str
+    detail:
+      description: What was asked and answered.
+      type: str
+  sample: [{"name": "memories", "outcome": "passed", "detail": "52340 memories"}]
+duration_s:
+  description: How long it took, in seconds.
+  returned: when something was restored
+  type: float
+  sample: 16.9
+msg:
+  description: What was done, or why there was nothing to do, or what is wrong, in one sentence.
+  returned: always
+  type: str
+  sample: "20250103_120000 was restored, equal to what was backed up"
+exit_code:
+  description: The command's exit code for the same failure. V(1) failed, V(2) bad input, V(3) verification failed, V(75) locked.
+  returned: failure of the engine
+  type: int
+  sample: 3
+problems:
+  description: Every obstacle where a run could not begin, a sentence each.
+  returned: when the stores, the programs or the disk are not ready
+  type: list
+  elements: str
+  sample: ["redis: Redis at localhost:6379 refuses the password"]
+"""
+
+from ..module_utils import _actions, _argspec
+from ..module_utils._module import run
+
+
+def main():
+    spec = _argspec.COMMON + _argspec.RESTORE_ONE + _argspec.QDRANT + _argspec.QDRANT_TARGET
+    run(spec.make(), _actions.restore(["qdrant"]))
+
+
+if __name__ == "__main__":
+    main()
