@@ -29,8 +29,9 @@ from .preflight import NotReady
 from .progress import Collecting, Reporter
 from .settings import Settings
 
-SWITCH_ORDER = ("postgresql", "qdrant", "redis", "config")
-"""PostgreSQL goes first, because its switch can be held open, and rolled back, until all others are through."""
+SWITCH_ORDER = (("postgresql",), ("qdrant", "redis"), ("config",))
+"""PostgreSQL goes first, because its switch can be held open, and rolled back, until all others are through. Qdrant and
+Redis move gigabytes, and do it side by side; the configuration, which takes a moment, changes last."""
 
 
 @dataclass
@@ -230,12 +231,12 @@ class _Run:
         self.staging = staging
         self.restorations: dict[str, Restoration] = {}
         self.durations = dict.fromkeys(components, 0.0)
-        self.order = [one for one in SWITCH_ORDER if one in components]
+        self.order = [name for group in SWITCH_ORDER for name in group if name in components]
 
     def go(self, crew: Crew, confirm: Callable[[Plan], bool]) -> Restored | None:
         """The whole sequence."""
         begun = time.monotonic()
-        self.verify_fully()
+        self.verify_fully(self.staging.work)
         plan = self.make_plan(crew)
         for warning in plan.warnings:
             self.reporter.warn(warning)
@@ -267,8 +268,11 @@ class _Run:
         self._tell(restored)
         return restored
 
-    def verify_fully(self) -> None:
-        """Full verification of what is about to be restored. Raises VerificationError; nothing was touched."""
+    def verify_fully(self, keep: Path | None = None) -> None:
+        """Full verification of what is about to be restored. Raises VerificationError; nothing was touched.
+
+        `keep` is where a store may leave the decompressed content for the restore that follows.
+        """
         for name in self.components:
             self.reporter.step(f"{name}: verifying {self.sources[name].path}")
         if self.request.files:
@@ -276,7 +280,8 @@ class _Run:
             sections = [section for report in reports for section in report.sections]
         else:
             one = backup_set.find(backup_set.directory(self.settings.backup_dir), self.name)
-            found = verify.examine_set(self.settings, self.reporter, one, components=list(self.components)).sections
+            report = verify.examine_set(self.settings, self.reporter, one, components=list(self.components), keep=keep)
+            found = report.sections
             sections = [section for section in found if section.component in ("", *self.components)]
         for section in sections:
             if section.component in self.sources:
@@ -327,15 +332,24 @@ class _Run:
 
     def _switch(self, crew: Crew) -> None:
         with fence.closed(self.settings, self.reporter, {"verb": "restore", "what": self.name}):
-            for name in self.order:
-                self.staging.note("switch", store=name)
-                crew.one(name, lambda name=name: self._timed(name, self.restorations[name].commit))  # type: ignore[misc]
-                self.staging.note("switched", store=name)
-                self.reporter.step(f"{name}: switched to the restored data")
+            for group in SWITCH_ORDER:
+                self._switch_together(crew, [name for name in group if name in self.components])
             # PostgreSQL's transaction has stayed open until here.
             for name in reversed(self.order):
                 self.staging.note("complete", store=name)
                 crew.one(name, lambda name=name: self._timed(name, self.restorations[name].complete))  # type: ignore[misc]
+
+    def _switch_together(self, crew: Crew, names: list[str]) -> None:
+        for name in names:
+            self.staging.note("switch", store=name)
+
+        def switch(name: str) -> None:
+            self._timed(name, self.restorations[name].commit)
+            self.staging.note("switched", store=name)
+            self.reporter.step(f"{name}: switched to the restored data")
+
+        if names:
+            crew.each(switch, names=names)
 
     def _take_back(self, crew: Crew, error: BaseException) -> BaseException:
         """Undo what can be undone, newest first; returns the error with the state of every store in its sentence."""

@@ -117,9 +117,18 @@ def verify_set(settings: Settings, reporter: Reporter, which: str, *, depth: str
 
 
 def examine_set(
-    settings: Settings, reporter: Reporter, one: BackupSet, *, depth: str = FULL, components: list[str] | None = None
+    settings: Settings,
+    reporter: Reporter,
+    one: BackupSet,
+    *,
+    depth: str = FULL,
+    components: list[str] | None = None,
+    keep: Path | None = None,
 ) -> Report:
-    """Verify a set, or only the files of some `components` and the manifest, without recording anything."""
+    """Verify a set, or only the files of some `components` and the manifest, without recording anything.
+
+    `keep` is a directory for content that a restore needs in a file (see `Source`).
+    """
     begun = time.monotonic()
     context = Context(settings, reporter, one.directory, lambda step, **facts: None)
     damaged = ""
@@ -143,7 +152,7 @@ def examine_set(
         if described and name not in described.components:
             section.bad(f"{component.label} backup is not named in the manifest: {path}")
             return section
-        examine_file(section, component, path, entry, depth, reporter)
+        examine_file(section, component, path, entry, depth, reporter, keep=keep)
         return section
 
     with Crew(examined) as crew:
@@ -171,6 +180,7 @@ def examine_file(
     depth: str,
     reporter: Reporter,
     measured: Callable[[Digest], None] = lambda digest: None,
+    keep: Path | None = None,
 ) -> None:
     """Verify one component's file into `section`; `measured` is told the digest of what was read from the disk."""
     label = f"{component.label} backup"
@@ -198,7 +208,8 @@ def examine_file(
             section.sha256 = pipeline.hash_file(path)[1]
             _compare_digest(section, label, path, entry, section.sha256)
         else:
-            _walk(section, component, path, compression, entry, reporter, measured)
+            source = Source(path, compression, entry if entry and "fingerprint" in entry else None, keep=keep)
+            _walk(section, component, source, entry, reporter, measured)
     except BackupError as error:
         section.bad(f"{label} is damaged: {error}" if str(path) not in str(error) else f"{label}: {error}")
         if not section.sha256:
@@ -209,15 +220,13 @@ def examine_file(
 def _walk(
     section: Section,
     component: Component,
-    path: Path,
-    compression: str,
+    source: Source,
     entry: dict[str, Any] | None,
     reporter: Reporter,
     measured: Callable[[Digest], None],
 ) -> None:
-    label = f"{component.label} backup"
+    label, path = f"{component.label} backup", source.path
     total = entry.get("raw_bytes") if entry else None
-    source = Source(path, compression, entry if entry and "fingerprint" in entry else None)
     reader = source.reader(lambda done: reporter.advance(component.name, done, total))
     pieces = reader.pieces()
     examination = component.examine(source, pieces)
@@ -230,8 +239,8 @@ def _walk(
     _compare_digest(section, label, path, entry, digest.sha256)
     if entry and "raw_bytes" in entry and entry["raw_bytes"] != digest.raw_bytes:
         section.bad(f"{label} holds {digest.raw_bytes} bytes where the manifest says {entry['raw_bytes']}: {path}")
-    if component.name == "postgresql" and compression != "none":
-        section.good(f"{label} {compression} integrity OK")
+    if component.name == "postgresql" and source.compression != "none":
+        section.good(f"{label} {source.compression} integrity OK")
     if examination.faults:
         for fault in examination.faults:
             section.bad(fault)

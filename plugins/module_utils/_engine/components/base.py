@@ -74,16 +74,19 @@ class Source:
 
     `entry` is the component's part of the manifest; None for a legacy set or a file without its set. `walked` are the
     facts that `examine` found in this very file, where the verb has just verified it: they need not be found again.
+    `keep` is a private directory in which `examine` may leave the decompressed content, where a restore follows that
+    needs it in a file.
     """
 
     path: Path
     compression: str
     entry: dict[str, Any] | None = None
     walked: dict[str, Any] = field(default_factory=dict)
+    keep: Path | None = None
 
     def reader(self, advance: Callable[[int], None] | None = None) -> Reader:
-        """A reader of the decompressed content, which hashes what lies on the disk (and the content where no manifest does)."""
-        return Reader(self.path, compression=self.compression, advance=advance, hash_content=self.entry is None)
+        """A reader of the decompressed content, which hashes what lies on the disk."""
+        return Reader(self.path, compression=self.compression, advance=advance)
 
     def pieces(self) -> Iterator[bytes]:
         """The decompressed content."""

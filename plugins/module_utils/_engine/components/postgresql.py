@@ -15,7 +15,6 @@ Read from top to bottom: connections, programs, what is in a database, fingerpri
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import fcntl
 import fnmatch
@@ -799,9 +798,7 @@ class PostgresqlCut(Cut):
             pipe = child.stdout.fileno()
             with contextlib.suppress(OSError):
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIECE)
-            buffer = memoryview(bytearray(PIECE))
-            while size := os.readv(pipe, [buffer]):
-                out.write(buffer[:size])
+            while size := out.fill_from(pipe):
                 written += size
                 if taken.done() and (error := taken.exception()) is not None:
                     with self._access.answered("taking the fingerprint"):
@@ -1030,6 +1027,8 @@ class Assessment:
             )
 
     def _check_space(self) -> None:
+        if self._source.walked.get("unpacked"):
+            return  # it is there already
         size = self._entry.get("raw_bytes")
         free = shutil.disk_usage(self._component.context.workdir).free
         if size and size > free:
@@ -1279,6 +1278,19 @@ class PostgresqlRestoration(Restoration):
 
     def _unpack(self) -> Archive:
         """The archive as a file that can be sought in, with the positions that a parallel restore wants."""
+        archive, unpacked = self._source.walked.get("archive"), self._source.walked.get("unpacked")
+        if archive is None or unpacked is None:
+            archive = self._write_unpacked()
+        else:
+            process.guarded(lambda: unpacked.rename(self._file), f"writing {self._file}")
+        if archive.faults:
+            raise VerificationError("; ".join(archive.faults))
+        with process.guarded(lambda: self._file.open("r+b"), f"writing {self._file}") as file:
+            process.guarded(lambda: pgarchive.write_offsets(file, archive), f"writing {self._file}")
+        self._rows = archive.rows()
+        return archive
+
+    def _write_unpacked(self) -> Archive:
         with _new_file(self._file) as file:
 
             def copied() -> Iterator[bytes]:
@@ -1286,16 +1298,7 @@ class PostgresqlRestoration(Restoration):
                     process.guarded(functools.partial(file.write, piece), f"writing {self._file}")
                     yield piece
 
-            archive = self._source.walked.get("archive")
-            if isinstance(archive, Archive):
-                collections.deque(copied(), maxlen=0)
-            else:
-                archive = pgarchive.walk(copied())
-            if archive.faults:
-                raise VerificationError("; ".join(archive.faults))
-            process.guarded(lambda: pgarchive.write_offsets(file, archive), f"writing {self._file}")
-        self._rows = archive.rows()
-        return archive
+            return pgarchive.walk(copied())
 
     def _pg_restore(self, archive: Archive) -> None:
         tool, target = self._target.tool, self._target
@@ -1432,6 +1435,42 @@ class PostgresqlRestoration(Restoration):
         if self._switch is not None:
             self._switch.close()
             self._switch = None
+
+
+class _Kept:
+    """A copy of what a walk reads, for the restore that follows: it need not be decompressed twice.
+
+    Where there is no room, or it runs out, nothing is kept: whether it suffices is for the plan to say.
+    """
+
+    _MARGIN = 256 << 20
+    """Bytes that are left to everybody else on that disk."""
+
+    def __init__(self, source: Source):
+        self.path: Path | None = None
+        size = (source.entry or {}).get("raw_bytes")
+        if source.keep and size and size + self._MARGIN < shutil.disk_usage(source.keep).free:
+            self.path = source.keep / "unpacked.dump"
+
+    def through(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """The pieces, each written to the copy first."""
+        if self.path is None:
+            yield from pieces
+            return
+        with _new_file(self.path) as file:
+            for piece in pieces:
+                self._write(file, piece)
+                yield piece
+
+    def _write(self, file: IO[bytes], piece: bytes) -> None:
+        if self.path is None:
+            return
+        try:
+            file.write(piece)
+            file.flush()
+        except OSError:
+            self.path.unlink()
+            self.path = None
 
 
 def _new_file(path: Path) -> IO[bytes]:
@@ -1633,8 +1672,9 @@ class PostgresqlComponent(Component):
     def examine(self, source: Source, pieces: Iterator[bytes]) -> Examination:
         """Walk the archive; rows of every table against the manifest."""
         examination = Examination("Database backup is valid PostgreSQL dump")
+        kept = _Kept(source)
         try:
-            archive = pgarchive.walk(pieces)
+            archive = pgarchive.walk(kept.through(pieces))
         except ArchiveError as error:
             examination.faults.append(str(error))
             for __ in pieces:  # what follows is read as well, for its digest
@@ -1649,6 +1689,7 @@ class PostgresqlComponent(Component):
             "rows": sum(count or 0 for count in counted.values()),
             "large_objects": archive.large_objects(),
             "archive": archive,
+            "unpacked": kept.path,
         }
         recorded = (source.entry or {}).get("fingerprint")
         if recorded:

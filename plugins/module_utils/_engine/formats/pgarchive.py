@@ -33,6 +33,7 @@ _DATA, _LARGE_OBJECTS = 1, 3
 _OFFSET_SET, _NO_DATA = 2, 3
 _ALGORITHMS = {0: "none", 1: "gzip", 2: "lz4", 3: "zstd"}
 _END_OF_ROWS = b"\\.\n\n\n"
+_NEWLINE = 10
 _PLAUSIBLE_STRING = 64 << 20  # a damaged length must not make us read a gigabyte into memory
 
 
@@ -258,24 +259,32 @@ class _Flow:
 
 
 def _plain_chunks(cursor: _Cursor, sink: Sink | None) -> _Flow:
-    """Chunks as `-Z0` writes them, one for each row: this loop runs once a row and must stay small."""
+    """Chunks as `-Z0` writes them, one for each row: this loop runs once a row and must stay small.
+
+    A chunk of rows ends with its only newline (pg_dump writes each CopyData message as a chunk, and COPY escapes newlines
+    inside of values); what ends otherwise, and the end of the rows, is counted newline by newline.
+    """
     flow = _Flow()
     header = Struct("<Bi" if cursor.int_size == 4 else "<Bq")
     unpack, width = header.unpack_from, header.size
     keep = len(_END_OF_ROWS)
     while True:
         data, at = cursor.data, cursor.at
-        count, newlines, last, length = data.count, 0, 0, 1
-        limit = len(data) - width
+        newlines, last, length = 0, 0, 1
+        size = len(data)
+        limit = size - width
         begin = at
         while at <= limit:
             sign, length = unpack(data, at)
             if sign or length <= 0:
                 break
             end = at + width + length
-            if end > limit + width:
+            if end > size:
                 break
-            newlines += count(b"\n", at + width, end)
+            if data[end - 1] == _NEWLINE and length != keep:
+                newlines += 1
+            else:
+                newlines += data.count(b"\n", at + width, end)
             if sink is not None:
                 sink(data[at + width : end])
             last, at = length, end
