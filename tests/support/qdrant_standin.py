@@ -5,22 +5,17 @@
 
 Points live in qdrant-edge-py, which is Qdrant's own storage code, so a snapshot made here is a Qdrant collection snapshot
 and one made by a server loads here. Every answer follows qdrant_contract/exchanges.json, the recording of a Qdrant 1.18.3
-server; LEFT_OUT names the exchanges where the stand-in answers otherwise, and why.
-
-    python -m tests.support.qdrant_standin --port 7333 --storage DIR [--api-key KEY] [--read-only-key KEY]
+server. `uvicorn --factory` starts `application`, which takes folder and API keys from the environment, as the server does.
 
 What it is not: it has one node and one shard (a snapshot of several shards is merged into one, and `shard_number` says 1),
-it does not search, its filters know `match` and `has_id`, it never optimizes, `PATCH` changes what it tells and not how
-it stores, it compresses as gzip only (a server also as zstd), it counts points in a text index that have no token there,
-and one lock lies around every request, so writes wait while a snapshot is made.
+it neither searches nor filters nor optimizes, it recovers from HTTP addresses only, it compresses as gzip only (a server also
+as zstd), it counts points in a text index that have no token there, and but for downloads it serves one request at a time.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
-import hmac
 import json
 import os
 import re
@@ -29,117 +24,53 @@ import subprocess
 import tempfile
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import httpx
 import qdrant_edge as edge
-import uvicorn
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware import Middleware
+from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-
-LEFT_OUT: dict[str, str] = {}  # step of the contract -> why the stand-in answers it otherwise
 
 VERSION, SNAPSHOT_FORMAT = "1.18.3", "0.4.2"  # of the server whose answers are recorded, and its snapshots' version.info
 PEER = 1000000000000000
-# fmt: off
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "hnsw_config": {"m": 16, "ef_construct": 100, "full_scan_threshold": 10000, "max_indexing_threads": 0, "on_disk": False},
-    "optimizer_config": {
-        "deleted_threshold": 0.2, "vacuum_min_vector_number": 1000, "default_segment_number": 0, "max_segment_size": None,
-        "memmap_threshold": None, "indexing_threshold": 10000, "flush_interval_sec": 5, "max_optimization_threads": None,
-        "prevent_unoptimized": None},
-    "wal_config": {"wal_capacity_mb": 32, "wal_segments_ahead": 0, "wal_retain_closed": 1},
-}
-# fmt: on
+CONVERSATION = json.loads((Path(__file__).parent / "qdrant_contract" / "exchanges.json").read_text())["exchanges"]
+RECORDED = {exchange["step"]: exchange.get("body") for exchange in CONVERSATION}
+INTERNAL = (subprocess.CalledProcessError, FileNotFoundError, httpx.ConnectError, httpx.HTTPStatusError)  # answered by 500
 SHOWN_NULLS = {"integer": ("lookup", "range", "is_principal"), "float": ("is_principal",), "datetime": ("is_principal",)}
 
 
-class Refused(Exception):
-    """An answer other than 200; `plain` where the server answers in text, not in JSON."""
-
-    def __init__(self, status: int, message: str, plain: bool = False):
-        super().__init__(message)
-        self.status, self.plain = status, plain
-
-
-# -- between the API's JSON and qdrant-edge ---------------------------------------------------------------------------
-
-
-def dense_vectors(params: dict) -> dict[str, dict]:
-    dense = params.get("vectors") or {}
-    return {"": dense} if "size" in dense else dense
-
-
-def shape(config: dict) -> tuple:
-    """What must be equal for a snapshot to fit a collection."""
-    dense = ((name, vector["size"], vector["distance"]) for name, vector in dense_vectors(config["params"]).items())
-    return (*sorted(dense), *sorted(config["params"].get("sparse_vectors") or {}))
+class Refused(HTTPException):
+    """An answer other than 200 in JSON; what the server says in plain text is a mere HTTPException."""
 
 
 def collection_config(body: dict) -> dict:
-    """What a request to create a collection asks for, as config.json holds it."""
-    for vector in dense_vectors(body).values():
-        if not isinstance(vector["size"], int) or not hasattr(edge.Distance, vector["distance"]):
-            raise Refused(400, "Format error in JSON body: data did not match any variant of untagged enum VectorsConfig")
-        if vector.keys() & {"multivector_config", "datatype"}:
-            raise Refused(400, "The stand-in knows no multivectors and no other datatype than float32: leave them out")
-    params = {"vectors": {}, "replication_factor": 1, "write_consistency_factor": 1, "on_disk_payload": True}
-    params.update({name: body[name] for name in (*params, "sparse_vectors") if body.get(name) is not None})
-    config = {"params": {**params, "shard_number": 1}, "quantization_config": body.get("quantization_config"), "uuid": None}
-    for section, defaults in DEFAULTS.items():
-        asked = body.get(section.replace("optimizer_", "optimizers_")) or {}
-        config[section] = defaults | {name: value for name, value in asked.items() if value is not None}
-    return config | ({"metadata": body["metadata"]} if body.get("metadata") else {})
-
-
-def create_shard(folder: Path, params: dict) -> None:
-    dense = {
-        name: edge.EdgeVectorParams(vector["size"], getattr(edge.Distance, vector["distance"]), vector.get("on_disk"))
-        for name, vector in dense_vectors(params).items()
-    }
-    sparse = {
-        name: edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf if vector.get("modifier") == "idf" else None)
-        for name, vector in (params.get("sparse_vectors") or {}).items()
-    }
-    config = edge.EdgeConfig(vectors=dense, sparse_vectors=sparse, on_disk_payload=params["on_disk_payload"])
-    edge.EdgeShard.create(str(folder), config).close()
+    """What a request to create a collection asks for, as config.json holds it; what it leaves open is as recorded."""
+    asked = {name: value for name, value in body.items() if value is not None}
+    recorded = RECORDED["collection info"]["result"]["config"]
+    params = recorded["params"] | {"vectors": {}}
+    params |= {name: asked[name] for name in (*params, "sparse_vectors") if name in asked} | {"shard_number": 1}
+    config = {"params": params, "quantization_config": asked.get("quantization_config"), "uuid": None}
+    for section in ("hnsw_config", "optimizer_config", "wal_config"):
+        config[section] = recorded[section] | asked.get(section.replace("optimizer_", "optimizers_"), {})
+    return config
 
 
 def as_edge_schema(schema: str | dict) -> Any:
     if isinstance(schema, str):
         return getattr(edge.PayloadSchemaType, schema.capitalize())
     given = {name: value for name, value in schema.items() if name != "type" and value is not None}
-    if given.keys() & {"stopwords", "stemmer"}:
-        raise Refused(400, "The stand-in knows no stopwords and no stemmer in a text index: leave them out")
     if "tokenizer" in given:
         given["tokenizer"] = getattr(edge.TokenizerType, given["tokenizer"].capitalize())
     return getattr(edge, f"{schema['type'].capitalize()}IndexParams")(**given)
-
-
-def as_edge_filter(given: dict | None) -> edge.Filter:
-    conditions = {name: [as_edge_condition(one) for one in clause] for name, clause in (given or {}).items()}
-    return edge.Filter(**conditions)
-
-
-def as_edge_condition(given: dict) -> Any:
-    match = given.get("match") or {}
-    if "value" in match:
-        return edge.FieldCondition(given["key"], match=edge.MatchValue(match["value"]))
-    if "any" in match:
-        return edge.FieldCondition(given["key"], match=edge.MatchAny(match["any"]))
-    if "has_id" in given:
-        return edge.HasIdCondition(given["has_id"])
-    raise Refused(400, f"The stand-in's filters know match value, match any and has_id, not {sorted(given)}")
 
 
 def as_edge_vector(vector: Any) -> Any:
@@ -149,190 +80,117 @@ def as_edge_vector(vector: Any) -> Any:
 
 
 def as_json(value: Any) -> Any:
-    """For json.dumps: what a record holds beside JSON's own types."""
-    return {"indices": value.indices, "values": value.values} if isinstance(value, edge.SparseVector) else str(value)
-
-
-def as_json_point(record: edge.Record) -> dict:
-    point = {"id": record.id, "payload": record.payload, "vector": record.vector}
-    return {name: value for name, value in point.items() if value is not None}
-
-
-# -- files ------------------------------------------------------------------------------------------------------------
-
-
-def write_json(path: Path, value: Any) -> None:
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(value), encoding="utf-8")
-    beside.replace(path)
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def tar(*arguments: Any, names: Iterable[Path] = ()) -> None:
-    """GNU tar, because segments are sparse files of 32 MiB, which Python's tarfile neither writes nor reads well."""
-    listed = "".join(f"{name}\n" for name in names)
-    done = subprocess.run(["tar", *map(str, arguments)], input=listed, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise Refused(500, f"Service internal error: File IO error: {done.stderr.strip()}")
+    """For json.dumps: the points of an answer, the UUIDs and sparse vectors in them."""
+    if isinstance(value, edge.SparseVector):
+        return {"indices": value.indices, "values": value.values}
+    named = {name: getattr(value, name, None) for name in ("id", "payload", "vector")}
+    return {name: part for name, part in named.items() if part is not None} or str(value)
 
 
 def pack(folder: Path, archive: Path, inside: str = "") -> None:
+    """By GNU tar, because segments are sparse files of 32 MiB, which Python's tarfile neither writes nor reads well."""
     options = ("--format=gnu", "--sparse", "--owner=0", "--group=0", "--numeric-owner", f"--transform=s,^,{inside},")
-    files = [file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file()]
-    tar("-C", folder, "-cf", archive, *options, "-T", "-", names=files)
+    files = "".join(f"{file.relative_to(folder)}\n" for file in sorted(folder.rglob("*")) if file.is_file())
+    subprocess.run(["tar", "-C", folder, "-cf", archive, *options, "-T", "-"], input=files, text=True, check=True)
 
 
-@contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+def unpack_shards(snapshot: Path, target: Path) -> None:
+    """All points of an unpacked snapshot in one closed shard. A cluster's node has the others' shards without segments."""
+    shards = []
+    for folder in sorted(path.parent for path in snapshot.glob("[0-9]*/segments")):
+        archive, place = folder.with_suffix(".tar"), folder.with_suffix(".unpacked") if shards else target
+        pack(folder, archive)
+        edge.EdgeShard.unpack_snapshot(str(archive), str(place))
+        shards.append(edge.EdgeShard.load(str(place)))
+    first, *others = shards
+    for other in others:
+        everything = edge.ScrollRequest(limit=other.count(edge.CountRequest()) + 1, with_payload=True, with_vector=True)
+        points = [edge.Point(record.id, record.vector, record.payload) for record in other.scroll(everything)[0]]
+        first.update(edge.UpdateOperation.upsert_points(points))
+    for shard in shards:
+        shard.close()
 
 
-# -- what is kept -----------------------------------------------------------------------------------------------------
+def check_recovery(given: dict, archive: Path) -> None:
+    """The parameters of an upload or a recovery from this file."""
+    asked, actual = given.get("checksum"), hashlib.sha256(archive.read_bytes()).hexdigest()
+    if asked and not re.fullmatch(r"[0-9a-fA-F]{64}", asked):
+        raise Refused(422, "Validation error in query parameters: [checksum: Validation error: invalid_sha256_hash]")
+    if given.get("priority") not in (None, "no_sync", "snapshot", "replica"):
+        raise Refused(400, f"Deserialize error in query parameters: unknown variant `{given['priority']}`")
+    if asked and asked.lower() != actual:
+        raise Refused(400, f"Checksum mismatch: expected {asked}, actual {actual}")
 
 
 class Collection:
-    """A folder with config.json and payload_index.json as a snapshot has them, and the one shard in `0/`."""
+    """A folder that holds what a snapshot holds, but for its one shard, which lies unpacked in `0/`."""
 
     def __init__(self, folder: Path):
-        self.folder, self.operations = folder, 0
+        self.name, self.folder, self.operations = folder.name, folder, 0
         self.config = json.loads((folder / "config.json").read_text())
         self.schema = json.loads((folder / "payload_index.json").read_text())["schema"]
         self.shard = edge.EdgeShard.load(str(folder / "0"))
 
-    def update(self, operation: Any, steps: int = 1) -> dict:
-        try:
-            self.shard.update(operation)
-        except Exception as error:  # qdrant-edge has one class for all that it finds wrong with a request
-            raise Refused(400, f"Wrong input: {error}") from error
-        self.operations += steps
+    def remove(self) -> None:
+        self.shard.close()
+        shutil.rmtree(self.folder)
+
+    def info(self) -> dict:
+        indexed, schema = self.shard.info().payload_schema, {}
+        for field, kind in self.schema.items():
+            schema[field] = {"data_type": kind} if isinstance(kind, str) else {"data_type": kind["type"], "params": kind}
+            schema[field]["points"] = indexed[field].points if field in indexed else 0
+        state = {"status": "green", "optimizer_status": "ok", "points_count": self.shard.count(edge.CountRequest())}
+        return {**state, "config": self.config, "payload_schema": schema}
+
+    def scroll(self, **asked: Any) -> dict:
+        points, following = self.shard.scroll(edge.ScrollRequest(**{"with_payload": True, **asked}))
+        return {"points": points, "next_page_offset": following}
+
+    def retrieve(self, ids: list, with_payload: Any = True, with_vector: Any = False) -> list[edge.Record]:
+        return self.shard.retrieve(ids, with_payload, with_vector)
+
+    def update(self, operation: str, *arguments: Any) -> dict:
+        self.shard.update(getattr(edge.UpdateOperation, operation)(*arguments))
+        self.operations += 2 if operation.endswith("_field_index") else 1
         return {"operation_id": self.operations, "status": "completed"}
+
+    def upsert(self, points: list[dict]) -> dict:
+        made = [edge.Point(one["id"], as_edge_vector(one["vector"]), one.get("payload")) for one in points]
+        return self.update("upsert_points", made)
 
     def set_index(self, field: str, schema: str | dict | None) -> dict:
         known = {name: value for name, value in self.schema.items() if name != field}
-        operation = edge.UpdateOperation.delete_field_index(field)
-        if schema is not None:
-            operation = edge.UpdateOperation.create_field_index(field, as_edge_schema(schema))
-            shown = isinstance(schema, dict) and dict.fromkeys(SHOWN_NULLS.get(schema["type"], ()))
-            known[field] = schema if isinstance(schema, str) else {**shown, **schema}
-        answer = self.update(operation, 2)
-        write_json(self.folder / "payload_index.json", {"schema": known})
+        if schema is None:
+            answer = self.update("delete_field_index", field)
+        else:
+            answer = self.update("create_field_index", field, as_edge_schema(schema))
+            known[field] = schema if isinstance(schema, str) else dict.fromkeys(SHOWN_NULLS.get(schema["type"], ())) | schema
+        (self.folder / "payload_index.json").write_text(json.dumps({"schema": known}))
         self.schema = known
         return answer
 
-    def patch(self, body: dict) -> bool:
-        for section in ("hnsw_config", "optimizer_config", "params"):
-            self.config[section].update(body.get(section.replace("optimizer_", "optimizers_")) or {})
-        self.config.update({name: body[name] for name in ("quantization_config", "metadata") if name in body})
-        write_json(self.folder / "config.json", self.config)
-        return True
-
-    def count(self, condition: dict | None = None) -> int:
-        return self.shard.count(edge.CountRequest(filter=as_edge_filter(condition)))
-
-    def indexed(self, field: str) -> dict:
-        schema, known = self.schema[field], self.shard.info().payload_schema.get(field)
-        described = {"data_type": schema} if isinstance(schema, str) else {"data_type": schema["type"], "params": schema}
-        return {**described, "points": known.points if known else 0}
-
-    def info(self) -> dict:
-        shard = self.shard.info()
-        return {
-            "status": "green",
-            "optimizer_status": "ok",
-            "indexed_vectors_count": shard.indexed_vectors_count,
-            "points_count": self.count(),
-            "segments_count": shard.segments_count,
-            "config": {name: value for name, value in self.config.items() if name != "uuid"},
-            "payload_schema": {field: self.indexed(field) for field in self.schema},
-            "update_queue": {"length": 0},
-        }
-
-    def scroll(self, body: dict) -> dict:
-        asked = {name: body.get(name) for name in ("offset", "limit", "with_vector")}
-        asked["with_payload"], asked["filter"] = body.get("with_payload", True), as_edge_filter(body.get("filter"))
-        records, following = self.shard.scroll(edge.ScrollRequest(**asked))
-        return {"points": [as_json_point(record) for record in records], "next_page_offset": following}
-
-    def retrieve(self, body: dict) -> list[dict]:
-        records = self.shard.retrieve(body["ids"], body.get("with_payload", True), body.get("with_vector", False))
-        return [as_json_point(record) for record in records]
-
-    def upsert(self, body: dict) -> dict:
-        points = [edge.Point(one["id"], as_edge_vector(one["vector"]), one.get("payload")) for one in body["points"]]
-        return self.update(edge.UpdateOperation.upsert_points(points))
-
-    def change(self, operation: str, body: dict, *arguments: str) -> dict:
-        """An operation on points that are named, or that a filter finds."""
-        by_id = body.get("points") is not None
-        chosen = body["points"] if by_id else as_edge_filter(body["filter"])
-        function = getattr(edge.UpdateOperation, operation if by_id else f"{operation}_by_filter")
-        return self.update(function(chosen, *(body[name] for name in arguments)))
-
-    def shards(self) -> dict:
-        local = [{"shard_id": 0, "points_count": self.count(), "state": "Active"}]
-        return {"peer_id": PEER, "shard_count": 1, "local_shards": local, "remote_shards": [], "shard_transfers": []}
-
-    def lay_out_shard(self, folder: Path) -> None:
-        """The shard as a snapshot holds it: each segment a tar of its own; the log, whose numbering must go on."""
+    def snapshot(self, archive: Path, part: str = ".") -> None:
+        """All, or the shard `0` alone: each segment is a tar of its own; the log goes along, for its numbering must go on."""
         self.shard.flush()
-        (folder / "segments").mkdir(parents=True)
-        for segment in (self.folder / "0" / "segments").iterdir():
-            pack(segment, folder / "segments" / f"{segment.name}.tar", "snapshot/files/")
-        subprocess.run(["cp", "-a", "--sparse=always", self.folder / "0" / "wal", folder / "wal"], check=True)
-        state = {"is_local": True, "this_peer_id": PEER, "peers": {str(PEER): "Active"}}
-        write_json(folder / "replica_state.json", state)
-        write_json(folder / "shard_config.json", {"type": "ReplicaSet"})
-
-    def snapshot(self, archive: Path) -> None:
-        with scratch() as folder:
-            self.lay_out_shard(folder / "0")
-            (folder / "version.info").write_text(SNAPSHOT_FORMAT)
-            write_json(folder / "config.json", self.config)
-            write_json(folder / "shard_key_mapping.json", [])
-            write_json(folder / "payload_index.json", {"schema": self.schema})
-            pack(folder, archive)
-
-
-def unpack_shard(folder: Path, target: Path) -> edge.EdgeShard:
-    """One shard folder of an unpacked snapshot, through Qdrant's own unpacking."""
-    archive = folder.with_suffix(".tar")
-    pack(folder, archive)
-    try:
-        edge.EdgeShard.unpack_snapshot(str(archive), str(target))
-        return edge.EdgeShard.load(str(target))
-    except Exception as error:
-        raise Refused(500, f"Service internal error: File IO error: {error}") from error
-
-
-def restore_shards(snapshot: Path, target: Path, params: dict) -> None:
-    """All points of an unpacked snapshot in one closed shard. A cluster's node has the others' shards without segments."""
-    found = sorted(path.parent for path in snapshot.glob("[0-9]*/segments"))
-    if not found:
-        create_shard(target, params)
-        return
-    shard = unpack_shard(found[0], target)
-    for folder in found[1:]:
-        other, following, unread = unpack_shard(folder, folder.with_suffix(".unpacked")), None, True
-        while unread:
-            request = edge.ScrollRequest(offset=following, limit=1000, with_payload=True, with_vector=True)
-            records, following = other.scroll(request)
-            points = [edge.Point(record.id, record.vector, record.payload) for record in records]
-            shard.update(edge.UpdateOperation.upsert_points(points))
-            unread = following is not None
-        other.close()
-    shard.close()
+        folder = archive.with_suffix(".layout")
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("0"))
+        shard, live = folder / "0", self.folder / "0"
+        (shard / "segments").mkdir(parents=True)
+        for segment in (live / "segments").iterdir():
+            pack(segment, shard / "segments" / f"{segment.name}.tar", "snapshot/files/")
+        subprocess.run(["cp", "-a", "--sparse=always", live / "wal", shard / "wal"], check=True)
+        (shard / "replica_state.json").write_text(json.dumps({"is_local": True, "this_peer_id": PEER, "peers": {PEER: "Active"}}))
+        (shard / "shard_config.json").write_text('{"type": "ReplicaSet"}')
+        pack(folder / part, archive)
+        shutil.rmtree(folder)
 
 
 class Store:
-    """Collections, aliases and snapshots below one folder; `lock` is held by whoever reads or changes them."""
+    """Collections, aliases and snapshots below one folder; `lock` is held by whoever reads or changes them.
+
+    The name None stands for the whole storage; a method's `folder` is an empty one for this request alone.
+    """
 
     def __init__(self, root: Path):
         self.folder, self.snapshots, self.aliases_file = root / "collections", root / "snapshots", root / "aliases.json"
@@ -340,58 +198,46 @@ class Store:
         for folder in (self.folder, self.snapshots, root / "tmp"):
             folder.mkdir(parents=True, exist_ok=True)
         tempfile.tempdir = str(root / "tmp")  # uploads too, so that every rename stays on one disk
-        self.lock = threading.RLock()
+        self.lock = threading.Lock()
         self.aliases = json.loads(self.aliases_file.read_text()) if self.aliases_file.exists() else {}
         self.collections = {folder.name: Collection(folder) for folder in sorted(self.folder.iterdir())}
 
-    def real_name(self, name: str) -> str:
+    def __getitem__(self, name: str) -> Collection:
         name = self.aliases.get(name, name)
         if name not in self.collections:
             raise Refused(404, f"Not found: Collection `{name}` doesn't exist!")
-        return name
+        return self.collections[name]
 
-    def __getitem__(self, name: str) -> Collection:
-        return self.collections[self.real_name(name)]
-
-    def check_name(self, name: str) -> None:
-        if re.search(r'[<>:"/\\|?*\0]', name) or name in (".", "..") or len(name) > 255:
-            raise Refused(422, "Validation error in path parameters: [collection_name: invalid]")
-
-    def create(self, name: str, body: dict) -> bool:
+    def create(self, name: str, body: dict, folder: Path) -> bool:
         if name in self.aliases:
             raise Refused(400, f"Wrong input: Can't create collection with name {name}. Alias with the same name exists")
         if name in self.collections:
             raise Refused(409, f"Wrong input: Collection `{name}` already exists!")
-        self.check_name(name)
         config = collection_config(body)
-        with scratch() as folder:
-            create_shard(folder / "new" / "0", config["params"])
-            self.install(name, folder / "new", config, {})
+        params = {"sparse_vectors": {}, **config["params"]}
+        dense = {"": params["vectors"]} if "size" in params["vectors"] else params["vectors"]
+        edge_config = {"vectors": dense, **{name: params[name] for name in ("sparse_vectors", "on_disk_payload")}}
+        (folder / "new" / "0").mkdir(parents=True)
+        (folder / "new" / "0" / "edge_config.json").write_text(json.dumps(edge_config))
+        edge.EdgeShard.load(str(folder / "new" / "0")).close()
+        return self.install(name, folder / "new", config, {"schema": {}})
+
+    def install(self, name: str, prepared: Path, config: dict, index: dict) -> bool:
+        """Put a prepared folder, its shard closed, in the place of collection `name`."""
+        for file, content in {"config": config, "payload_index": index, "shard_key_mapping": []}.items():
+            (prepared / f"{file}.json").write_text(json.dumps(content))
+        (prepared / "version.info").write_text(SNAPSHOT_FORMAT)
+        if name in self.collections:
+            self.collections.pop(name).remove()
+        self.collections[name] = Collection(prepared.rename(self.folder / name))
         return True
 
-    def install(self, name: str, prepared: Path, config: dict, schema: dict) -> None:
-        """Put a prepared folder, its shard closed, in the place of collection `name`."""
-        write_json(prepared / "config.json", config)
-        write_json(prepared / "payload_index.json", {"schema": schema})
-        self.remove(name)
-        prepared.rename(self.folder / name)
-        self.collections[name] = Collection(self.folder / name)
-
-    def remove(self, name: str) -> bool:
-        collection = self.collections.pop(name, None)
-        if collection is not None:
-            collection.shard.close()
-            shutil.rmtree(collection.folder)
-        return collection is not None
-
     def delete(self, name: str) -> bool:
-        removed = self.remove(name)
-        self.set_aliases({alias: target for alias, target in self.aliases.items() if not (removed and target == name)})
-        return removed
-
-    def set_aliases(self, aliases: dict[str, str]) -> None:
-        write_json(self.aliases_file, aliases)
-        self.aliases = aliases
+        if name not in self.collections:
+            return False
+        self.collections.pop(name).remove()
+        lost = [alias for alias, target in self.aliases.items() if target == name]
+        return self.change_aliases([{"delete_alias": {"alias_name": alias}} for alias in lost])
 
     def list_aliases(self, name: str | None = None) -> dict:
         wanted = ((alias, target) for alias, target in self.aliases.items() if name in (None, target))
@@ -402,55 +248,40 @@ class Store:
         aliases = dict(self.aliases)
         for action in actions:
             ((what, given),) = action.items()
-            if what == "rename_alias" and given["old_alias_name"] not in aliases:
-                raise Refused(404, f"Not found: Alias {given['old_alias_name']} does not exists!")
-            target = aliases.pop(given.get("old_alias_name", given.get("alias_name")), None)
-            if what == "delete_alias":
-                continue
-            new = given["new_alias_name" if what == "rename_alias" else "alias_name"]
-            target = given.get("collection_name", target)
-            if new in self.collections:
-                raise Refused(409, f"Wrong input: Collection `{new}` already exists!")
-            if target not in self.collections:
-                raise Refused(404, f"Not found: Collection `{target}` doesn't exist!")
-            aliases[new] = target
-        self.set_aliases(aliases)
+            if given["alias_name"] in self.collections:
+                raise Refused(409, f"Wrong input: Collection `{given['alias_name']}` already exists!")
+            aliases.pop(given["alias_name"], None)
+            if what == "create_alias":
+                aliases[given["alias_name"]] = self[given["collection_name"]].name
+        self.aliases_file.write_text(json.dumps(aliases))
+        self.aliases = aliases
         return True
 
-    # Snapshots; the name None stands for those of the whole storage.
-
     def snapshots_of(self, name: str | None) -> Path:
-        return self.snapshots / self.real_name(name) if name else self.snapshots
+        return self.snapshots / self[name].name if name else self.snapshots
 
-    def snapshot_file(self, name: str | None, snapshot: str, plain: bool = False) -> Path:
+    def snapshot_file(self, name: str | None, snapshot: str, refusal: type[HTTPException] = Refused) -> Path:
         path = self.snapshots_of(name) / snapshot
         if "/" in snapshot or not path.is_file():
-            raise Refused(404, f"Not found: Snapshot {snapshot} not found", plain)
+            raise refusal(404, f"Not found: Snapshot {snapshot} not found")
         return path
 
-    def make_snapshot(self, name: str | None, stamp: str) -> dict:
-        with self.lock, scratch() as folder:
-            target = self.snapshots_of(name) / f"full-snapshot-{stamp}.snapshot"
-            if name:
-                target = target.with_name(f"{self.real_name(name)}-{PEER}-{stamp}.snapshot")
-                self[name].snapshot(folder / "made")
-            else:
-                files = {name: f"{name}-{PEER}-{stamp}.snapshot" for name in self.collections}
-                (folder / "all").mkdir()
-                for each, file in files.items():
-                    self[each].snapshot(folder / "all" / file)
-                mapping = {"collections_mapping": files, "collections_aliases": self.aliases}
-                write_json(folder / "all" / "config.json", mapping)
-                pack(folder / "all", folder / "made")
-            target.parent.mkdir(exist_ok=True)
-            Path(f"{target}.checksum").write_text(sha256(folder / "made"))
-            return self.describe((folder / "made").rename(target))
+    def make_snapshot(self, name: str | None, stamp: str, folder: Path) -> dict:
+        collections = [self[name]] if name else self.collections.values()
+        files = {one.name: f"{one.name}-{PEER}-{stamp}.snapshot" for one in collections}
+        target = self.snapshots_of(name) / (files[self[name].name] if name else f"full-snapshot-{stamp}.snapshot")
+        for one in collections:
+            one.snapshot(folder / files[one.name])
+        if not name:
+            (folder / "config.json").write_text(json.dumps({"collections_mapping": files, "collections_aliases": self.aliases}))
+            pack(folder, folder / target.name)
+        target.parent.mkdir(exist_ok=True)
+        return self.describe((folder / target.name).rename(target))
 
     def describe(self, path: Path) -> dict:
-        state, checksum = path.stat(), Path(f"{path}.checksum")
-        made = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(state.st_mtime))
-        digest = checksum.read_text() if checksum.exists() else None
-        return {"name": path.name, "creation_time": made, "size": state.st_size, "checksum": digest}
+        made = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(path.stat().st_mtime))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return {"name": path.name, "creation_time": made, "size": path.stat().st_size, "checksum": digest}
 
     def list_snapshots(self, name: str | None) -> list[dict]:
         return [self.describe(path) for path in sorted(self.snapshots_of(name).glob("*.snapshot"))]
@@ -459,263 +290,147 @@ class Store:
         self.snapshot_file(name, snapshot).unlink()
         return True
 
-    def recover(self, name: str, archive: Path) -> bool:
-        """Make collection `name` what the snapshot holds; at any fault of the snapshot it stays what it was."""
-        with self.lock, scratch() as folder:
-            snapshot = folder / "snapshot"
-            snapshot.mkdir()
-            tar("-C", snapshot, "--no-same-owner", "-xf", archive)
-            if not (snapshot / "config.json").exists():
-                raise Refused(500, "Service internal error: File IO error: failed to open file `config.json`")
-            name, config = self.aliases.get(name, name), json.loads((snapshot / "config.json").read_text())
-            self.check_name(name)
-            if name in self.collections and shape(self[name].config) != shape(config):
-                raise Refused(400, "Wrong input: Snapshot is not compatible with existing collection")
-            if name in self.collections:
-                config = self[name].config
-            config["params"]["shard_number"] = 1
-            (folder / "new").mkdir()
-            restore_shards(snapshot, folder / "new" / "0", config["params"])
-            index = snapshot / "payload_index.json"
-            schema = json.loads(index.read_text())["schema"] if index.exists() else {}
-            self.install(name, folder / "new", config, schema)
-            return True
-
-    def recover_from(self, name: str, asked: dict) -> bool:
-        check_recovery(asked)
-        location = urlsplit(asked["location"])
-        if location.scheme not in ("file", "http", "https"):
-            raise Refused(400, f"Format error in JSON body: relative URL without a base: {asked['location']!r}")
-        with scratch() as folder:
-            path = Path(unquote(location.path)) if location.scheme == "file" else folder / "fetched"
-            if location.scheme != "file":
-                fetch(asked["location"], asked.get("api_key"), path)
-            if not path.is_file():
-                raise Refused(400, f'Bad request: Snapshot file "{path}" does not exist')
-            check_digest(path, asked.get("checksum"))
-            return self.recover(name, path)
-
-
-# -- the requests -----------------------------------------------------------------------------------------------------
-
-# A handler gets the store, the body and the names in the path, and gives back the result.
-Handler = Callable[..., Any]
-ANSWERS: dict[str, Handler] = {
-    "GET /cluster": lambda store, body: {"status": "disabled"},
-    "GET /telemetry": lambda store, body: {"id": "stand-in", "app": {"name": "qdrant", "version": VERSION}},
-    "GET /aliases": lambda store, body: store.list_aliases(),
-    "GET /collections": lambda store, body: {"collections": [{"name": name} for name in store.collections]},
-    "POST /collections/aliases": lambda store, body: store.change_aliases(body["actions"]),
-    "GET /collections/{c}": lambda store, body, c: store[c].info(),
-    "PUT /collections/{c}": lambda store, body, c: store.create(c, body),
-    "PATCH /collections/{c}": lambda store, body, c: store[c].patch(body),
-    "DELETE /collections/{c}": lambda store, body, c: store.delete(c),
-    "GET /collections/{c}/exists": lambda store, body, c: {"exists": c in {*store.collections, *store.aliases}},
-    "GET /collections/{c}/aliases": lambda store, body, c: store.list_aliases(store.real_name(c)),
-    "GET /collections/{c}/cluster": lambda store, body, c: store[c].shards(),
-    "PUT /collections/{c}/index": lambda store, body, c: store[c].set_index(body["field_name"], body["field_schema"]),
-    "DELETE /collections/{c}/index/{field}": lambda store, body, c, field: store[c].set_index(field, None),
-    "PUT /collections/{c}/points": lambda store, body, c: store[c].upsert(body),
-    "POST /collections/{c}/points": lambda store, body, c: store[c].retrieve(body),
-    "POST /collections/{c}/points/scroll": lambda store, body, c: store[c].scroll(body),
-    "POST /collections/{c}/points/count": lambda store, body, c: {"count": store[c].count(body.get("filter"))},
-    "POST /collections/{c}/points/delete": lambda store, body, c: store[c].change("delete_points", body),
-    "POST /collections/{c}/points/payload": lambda store, body, c: store[c].change("set_payload", body, "payload"),
-    "PUT /collections/{c}/points/payload": lambda store, body, c: store[c].change("overwrite_payload", body, "payload"),
-    "GET /snapshots": lambda store, body: store.list_snapshots(None),
-    "DELETE /snapshots/{s}": lambda store, body, s: store.delete_snapshot(None, s),
-    "GET /collections/{c}/snapshots": lambda store, body, c: store.list_snapshots(c),
-    "DELETE /collections/{c}/snapshots/{s}": lambda store, body, c, s: store.delete_snapshot(c, s),
-}
-# These take the lock themselves, and may be asked not to wait for them. `at` is when the request came, which a snapshot's
-# name tells in whole seconds: two within one second share a name and a file, as on the server.
-UNHURRIED: dict[str, Handler] = {
-    "POST /snapshots": lambda store, body, at: store.make_snapshot(None, at),
-    "POST /collections/{c}/snapshots": lambda store, body, c, at: store.make_snapshot(c, at),
-    "PUT /collections/{c}/snapshots/recover": lambda store, body, c, at: store.recover_from(c, body),
-}
-
-
-def wrapped(status: int, content: dict, started: float) -> Response:
-    content["time"] = time.perf_counter() - started
-    return Response(json.dumps(content, default=as_json), status, media_type="application/json")
-
-
-def refusal(error: Refused) -> Response:
-    if error.plain:
-        return PlainTextResponse(str(error), error.status)
-    return wrapped(error.status, {"status": {"error": str(error)}}, time.perf_counter())
-
-
-async def answer(request: Request, work: Callable[[], Any], may_wait: bool = True) -> Response:
-    """What `work` gives as the server wraps it; with wait=false `accepted`, and the work is done afterwards."""
-    started = time.perf_counter()
-    if may_wait and request.query_params.get("wait") == "false":
-        response = wrapped(202, {"status": "accepted"}, started)
-        response.background = BackgroundTask(work)
-        return response
-    try:
-        return wrapped(200, {"result": await run_in_threadpool(work), "status": "ok"}, started)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Refused(400, f"Format error in JSON body: {type(error).__name__}: {error}") from error
-
-
-def now() -> str:
-    return time.strftime("%Y-%m-%d-%H-%M-%S", time.gmtime())
-
-
-def check_recovery(asked: Any) -> None:
-    """The parameters of an upload or a recovery."""
-    if not re.fullmatch(r"[0-9a-fA-F]{64}", asked.get("checksum") or "0" * 64):
-        raise Refused(422, "Validation error in query parameters: [checksum: Validation error: invalid_sha256_hash]")
-    if asked.get("priority") not in (None, "no_sync", "snapshot", "replica"):
-        raise Refused(400, f"Deserialize error in query parameters: unknown variant `{asked['priority']}`")
-
-
-def check_digest(path: Path, expected: str | None) -> None:
-    actual = sha256(path) if expected else None
-    if expected and actual != expected.lower():
-        raise Refused(400, f"Checksum mismatch: expected {expected}, actual {actual}")
-
-
-class SnapshotFiles:
-    """The requests that give or take a file."""
-
-    def __init__(self, store: Store):
-        self.store = store
-
-    async def download(self, request: Request) -> Response:
-        path = self.store.snapshot_file(request.path_params.get("c"), request.path_params["s"], plain=True)
-        identity = {"content-encoding": "identity"} if "range" in request.headers else {}
+    def download(self, name: str | None, snapshot: str, ranged: bool) -> Response:
+        path = self.snapshot_file(name, snapshot, HTTPException)
+        identity = {"content-encoding": "identity"} if ranged else {}
         response = FileResponse(path, media_type="application/octet-stream", filename=path.name, headers=identity)
         response.chunk_size = max(1, min(1 << 18, path.stat().st_size))  # in pieces, so that gzip knows no length
         return response
 
-    async def download_shard(self, request: Request) -> Response:
-        name, path = request.path_params["c"], Path(tempfile.gettempdir()) / f"shard-{os.urandom(8).hex()}"
+    def stream_shard(self, name: str, folder: Path) -> Response:
+        self[name].snapshot(folder / "shard", part="0")
+        return Response((folder / "shard").read_bytes(), media_type="application/octet-stream")
 
-        def make() -> None:
-            with self.store.lock, scratch() as folder:
-                self.store[name].lay_out_shard(folder)
-                pack(folder, path)
-
-        await run_in_threadpool(make)
-        file, clean = f"{name}-shard-0-{now()}.snapshot", BackgroundTask(path.unlink)
-        return FileResponse(path, media_type="application/octet-stream", filename=file, background=clean)
-
-    async def upload(self, request: Request) -> Response:
-        name, query = request.path_params["c"], request.query_params
-        check_recovery(query)
-        async with request.form() as form:
-            part = form.get("snapshot")
-            if part is None or isinstance(part, str):
-                raise Refused(400, "Required field is missing: snapshot", plain=True)
-            path = await run_in_threadpool(self.keep, name, part, query.get("checksum"))
-        return await answer(request, lambda: self.store.recover(name, path))
-
-    def keep(self, name: str, part: Any, checksum: str | None) -> Path:
+    def upload(self, name: str, given: dict, folder: Path) -> bool:
         """The uploaded file stays among the collection's snapshots under its own name, whatever becomes of it."""
-        self.store.check_name(name)
-        folder = self.store.snapshots / self.store.aliases.get(name, name)
-        with scratch() as beside:
-            with (beside / "upload").open("wb") as file:
-                shutil.copyfileobj(part.file, file, 1 << 20)
-            check_digest(beside / "upload", checksum)
-            folder.mkdir(exist_ok=True)
-            return (beside / "upload").rename(folder / (Path(part.filename or "").name or f"{uuid.uuid4()}.snapshot"))
+        if not hasattr(given.get("snapshot"), "file"):
+            raise HTTPException(400, "Required field is missing: snapshot")
+        (folder / "uploaded").write_bytes(given["snapshot"].file.read())
+        check_recovery(given, folder / "uploaded")
+        kept = self.snapshots / self.aliases.get(name, name) / Path(given["snapshot"].filename).name
+        kept.parent.mkdir(exist_ok=True)
+        return self.recover(name, (folder / "uploaded").rename(kept), folder)
+
+    def recover_from(self, name: str, given: dict, folder: Path) -> bool:
+        (folder / "fetched").write_bytes(httpx.get(given["location"], timeout=60).raise_for_status().content)
+        check_recovery(given, folder / "fetched")
+        return self.recover(name, folder / "fetched", folder)
+
+    def recover(self, name: str, archive: Path, folder: Path) -> bool:
+        """Make collection `name` what the snapshot holds; at any fault of the snapshot it stays what it was."""
+        name = self.aliases.get(name, name)
+        subprocess.run(["tar", "-C", folder, "--no-same-owner", "-xf", archive], check=True)
+        config, index = (json.loads((folder / f"{file}.json").read_text()) for file in ("config", "payload_index"))
+        config["params"]["shard_number"] = 1
+        if name in self.collections:
+            held, config = config["params"], self[name].config
+            if any((held.get(kind) or {}) != (config["params"].get(kind) or {}) for kind in ("vectors", "sparse_vectors")):
+                raise Refused(400, "Wrong input: Snapshot is not compatible with existing collection")
+        (folder / "new").mkdir()
+        unpack_shards(folder, folder / "new" / "0")
+        return self.install(name, folder / "new", config, index)
 
 
-def fetch(url: str, key: str | None, target: Path) -> None:
-    headers = {"accept-encoding": "identity"} | ({"api-key": key} if key else {})
-    try:
-        with httpx.stream("GET", url, headers=headers, timeout=60) as response, target.open("wb") as file:
-            response.raise_for_status()
-            for block in response.iter_bytes(1 << 20):
-                file.write(block)
-    except httpx.HTTPError as error:
-        raise Refused(500, f"Service internal error: Http request error: {error}") from error
+def answers(store: Store) -> dict[str, Callable[[Any], Any]]:
+    """Each request's handler. `it` holds the names in the path, the body, an empty folder, and `at`: when the request came.
+
+    A snapshot's name tells `at` in whole seconds: two within one second share a name and a file, as on the server.
+    """
+    return {
+        "GET /cluster": lambda it: RECORDED["cluster status of a single node"]["result"],
+        "GET /aliases": lambda it: store.list_aliases(),
+        "GET /collections": lambda it: {"collections": [{"name": name} for name in store.collections]},
+        "POST /collections/aliases": lambda it: store.change_aliases(it.body["actions"]),
+        "GET /collections/{c}": lambda it: store[it.c].info(),
+        "PUT /collections/{c}": lambda it: store.create(it.c, it.body, it.folder),
+        "DELETE /collections/{c}": lambda it: store.delete(it.c),
+        "GET /collections/{c}/exists": lambda it: {"exists": it.c in {*store.collections, *store.aliases}},
+        "GET /collections/{c}/aliases": lambda it: store.list_aliases(store[it.c].name),
+        "PUT /collections/{c}/index": lambda it: store[it.c].set_index(it.body["field_name"], it.body["field_schema"]),
+        "DELETE /collections/{c}/index/{field}": lambda it: store[it.c].set_index(it.field, None),
+        "PUT /collections/{c}/points": lambda it: store[it.c].upsert(it.body["points"]),
+        "POST /collections/{c}/points": lambda it: store[it.c].retrieve(**it.body),
+        "POST /collections/{c}/points/scroll": lambda it: store[it.c].scroll(**it.body),
+        "POST /collections/{c}/points/count": lambda it: {"count": store[it.c].shard.count(edge.CountRequest(**it.body))},
+        "POST /collections/{c}/points/delete": lambda it: store[it.c].update("delete_points", it.body["points"]),
+        "POST /collections/{c}/points/payload": lambda it: store[it.c].update(
+            "set_payload", it.body["points"], it.body["payload"]
+        ),
+        "GET /snapshots": lambda it: store.list_snapshots(None),
+        "POST /snapshots": lambda it: store.make_snapshot(None, it.at, it.folder),
+        "DELETE /snapshots/{s}": lambda it: store.delete_snapshot(None, it.s),
+        "GET /collections/{c}/snapshots": lambda it: store.list_snapshots(it.c),
+        "POST /collections/{c}/snapshots": lambda it: store.make_snapshot(it.c, it.at, it.folder),
+        "DELETE /collections/{c}/snapshots/{s}": lambda it: store.delete_snapshot(it.c, it.s),
+        "POST /collections/{c}/snapshots/upload": lambda it: store.upload(it.c, it.body, it.folder),
+        "PUT /collections/{c}/snapshots/recover": lambda it: store.recover_from(it.c, it.body, it.folder),
+        "GET /snapshots/{s:path}": lambda it: store.download(None, it.s, it.ranged),
+        "GET /collections/{c}/snapshots/{s:path}": lambda it: store.download(it.c, it.s, it.ranged),
+        "GET /collections/{c}/shards/0/snapshot": lambda it: store.stream_shard(it.c, it.folder),
+    }
 
 
-class Guard:
-    """API keys, and the 404 that the server has for every HEAD. `GET /` and the probes are open to everybody."""
-
-    READS = re.compile(r"/collections/[^/]+/points(/scroll|/count)?")
-
-    def __init__(self, app: Any, full: str | None, read_only: str | None):
-        self.app, self.keys = app, {"full": full, "read": read_only}
-
-    async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
-        blocked = self.blocked(Request(scope)) if scope["type"] == "http" else None
-        await (blocked or self.app)(scope, receive, send)
-
-    def blocked(self, request: Request) -> Response | None:
-        path, method = request.url.path, request.method
-        if method == "HEAD":
-            return Response(status_code=404)
-        if not any(self.keys.values()) or path in ("/", "/healthz", "/livez", "/readyz"):
-            return None
-        given = request.headers.get("api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not given:
-            return PlainTextResponse("Must provide an API key or an Authorization bearer token", 401)
-        rights = {name for name, key in self.keys.items() if key and hmac.compare_digest(given.encode(), key.encode())}
-        if not rights:
-            return PlainTextResponse("Invalid API key or JWT", 401)
-        if "full" in rights or method == "GET" or (method == "POST" and self.READS.fullmatch(path)):
-            return None
-        return refusal(Refused(403, "Forbidden: Global manage access is required", plain=path.endswith("/upload")))
+def wrapped(code: int, content: dict, background: BackgroundTask | None = None) -> Response:
+    body = json.dumps({**content, "time": 0.0}, default=as_json)
+    return Response(body, code, media_type="application/json", background=background)
 
 
-def json_route(store: Store, method_and_path: str, handler: Handler) -> Route:
-    unhurried = method_and_path in UNHURRIED
+def check_key(request: Request, full: str | None, read_only: str | None) -> None:
+    """API keys, and the 404 that the server has for every HEAD."""
+    if request.method == "HEAD":
+        raise HTTPException(404)
+    given, asked = request.headers.get("api-key", ""), f"{request.method} {request.url.path}"
+    if not (full or read_only) or given == full:
+        return
+    if given != read_only:
+        raise HTTPException(401, "Invalid API key or JWT" if given else RECORDED["collections with no key"])
+    if not re.fullmatch(r"GET .*|POST /collections/[^/]+/points(/scroll|/count)?", asked):
+        refused = HTTPException if asked.endswith("/upload") else Refused
+        raise refused(403, "Forbidden: Global manage access is required")
 
-    async def call(request: Request) -> Response:
-        arguments = request.path_params | ({"at": now()} if unhurried else {})
-        body = await request.body()
+
+def answered(store: Store, handler: Callable[[Any], Any], keys: dict) -> Callable:
+    """The endpoint of a handler: gives its result as the server wraps it, or 202 before it begins where it may be later."""
+
+    async def endpoint(request: Request) -> Response:
+        check_key(request, **keys)
+        it = SimpleNamespace(**request.path_params, ranged="range" in request.headers)
+        it.at = time.strftime("%Y-%m-%d-%H-%M-%S", time.gmtime())
+        # A download waits for nobody: the one who holds the lock may be fetching it.
+        lock = contextlib.nullcontext() if "s" in request.path_params and request.method == "GET" else store.lock
 
         def work() -> Any:
-            with contextlib.nullcontext() if unhurried else store.lock:
-                return handler(store, json.loads(body) if body else {}, **arguments)
+            with lock, tempfile.TemporaryDirectory() as folder:
+                it.folder = Path(folder)
+                return handler(it)
 
-        return await answer(request, work, may_wait=unhurried)
+        try:
+            form = request.headers.get("content-type", "").startswith("multipart/form-data")
+            it.body = {**request.query_params, **await request.form()} if form else json.loads(await request.body() or "{}")
+            if request.query_params.get("wait") == "false" and "/snapshots" in request.url.path:
+                return wrapped(202, {"status": "accepted"}, BackgroundTask(work))
+            result = await run_in_threadpool(work)
+        except HTTPException:
+            raise
+        except Exception as error:  # qdrant-edge has no other class
+            raise Refused(500 if isinstance(error, INTERNAL) else 400, f"{type(error).__name__}: {error}") from error
+        return result if isinstance(result, Response) else wrapped(200, {"result": result, "status": "ok"})
 
-    method, path = method_and_path.split()
-    return Route(path, call, methods=[method])
-
-
-def application(root: Path, api_key: str | None = None, read_only_key: str | None = None) -> Starlette:
-    async def refuse(request: Request, error: Exception) -> Response:
-        return refusal(error) if isinstance(error, Refused) else Response(status_code=404)
-
-    store = Store(root)
-    files = SnapshotFiles(store)
-    greeting = {"title": "qdrant - vector search engine", "version": VERSION, "commit": "stand-in"}
-    routes = [
-        Route("/", lambda __: Response(json.dumps(greeting), media_type="application/json")),
-        Route("/healthz", lambda __: PlainTextResponse("healthz check passed")),
-        Route("/livez", lambda __: PlainTextResponse("healthz check passed")),
-        Route("/readyz", lambda __: PlainTextResponse("all shards are ready")),
-        *(json_route(store, method_and_path, handler) for method_and_path, handler in (UNHURRIED | ANSWERS).items()),
-        Route("/collections/{c}/snapshots/upload", files.upload, methods=["POST"]),
-        Route("/snapshots/{s:path}", files.download),
-        Route("/collections/{c}/snapshots/{s:path}", files.download),
-        Route("/collections/{c}/shards/0/snapshot", files.download_shard),
-    ]
-    guard = Middleware(Guard, full=api_key, read_only=read_only_key)
-    gzip = Middleware(GZipMiddleware, minimum_size=0, compresslevel=1)
-    handlers = {Refused: refuse, 404: refuse, 405: refuse}
-    return Starlette(routes=routes, middleware=[guard, gzip], exception_handlers=handlers)
+    return endpoint
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--storage", type=Path, required=True)
-    parser.add_argument("--api-key", default=os.environ.get("QDRANT__SERVICE__API_KEY"))
-    parser.add_argument("--read-only-key", default=os.environ.get("QDRANT__SERVICE__READ_ONLY_API_KEY"))
-    options = parser.parse_args()
-    app = application(options.storage.resolve(), options.api_key, options.read_only_key)
-    uvicorn.run(app, host="127.0.0.1", port=options.port, log_level="warning")
-
-
-if __name__ == "__main__":
-    main()
+def application() -> GZipMiddleware:
+    """The server of the folder and the keys that the environment names; `uvicorn --factory` starts it."""
+    store = Store(Path(os.environ["QDRANT__STORAGE__STORAGE_PATH"]))
+    keys = {"full": os.environ.get("QDRANT__SERVICE__API_KEY"), "read_only": os.environ.get("QDRANT__SERVICE__READ_ONLY_API_KEY")}
+    routes = [Route("/", lambda __: JSONResponse({**RECORDED["greeting"], "version": VERSION}))]
+    for probe in ("healthz", "livez", "readyz"):
+        routes.append(Route(f"/{probe}", lambda __, probe=probe: PlainTextResponse(RECORDED[probe])))
+    for request, handler in answers(store).items():
+        method, path = request.split()
+        routes.append(Route(path, answered(store, handler, keys), methods=[method]))
+    refusals = {
+        Refused: lambda __, error: wrapped(error.status_code, {"status": {"error": error.detail}}),
+        405: lambda *__: Response(status_code=404),
+    }
+    return GZipMiddleware(Starlette(routes=routes, exception_handlers=refusals), minimum_size=0, compresslevel=1)

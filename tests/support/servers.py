@@ -634,23 +634,20 @@ class Qdrant(Server):
     def command(self) -> Sequence[str]:
         if self.kind == "binary":
             return [shutil.which("qdrant") or "qdrant"]
-        module = [sys.executable, "-m", "tests.support.qdrant_standin"]
-        return [*module, "--port", str(self.port), "--storage", str(self.storage)]
+        served = ["--factory", "tests.support.qdrant_standin:application", "--log-level", "warning"]
+        return [sys.executable, "-m", "uvicorn", *served, "--host", self.host, "--port", str(self.port)]
 
     def variables(self) -> Mapping[str, str]:
         variables = {
             "QDRANT__SERVICE__API_KEY": self.api_key,
             "QDRANT__SERVICE__READ_ONLY_API_KEY": self.read_only_api_key,
+            "QDRANT__STORAGE__STORAGE_PATH": str(self.storage),
+            "QDRANT__STORAGE__SNAPSHOTS_PATH": str(self.snapshots),
+            "QDRANT__SERVICE__HOST": self.host,
+            "QDRANT__SERVICE__HTTP_PORT": str(self.port),
+            "QDRANT__SERVICE__GRPC_PORT": str(self.grpc_port),
+            "QDRANT__TELEMETRY_DISABLED": "true",
         }
-        if self.kind == "binary":
-            variables |= {
-                "QDRANT__STORAGE__STORAGE_PATH": str(self.storage),
-                "QDRANT__STORAGE__SNAPSHOTS_PATH": str(self.snapshots),
-                "QDRANT__SERVICE__HOST": self.host,
-                "QDRANT__SERVICE__HTTP_PORT": str(self.port),
-                "QDRANT__SERVICE__GRPC_PORT": str(self.grpc_port),
-                "QDRANT__TELEMETRY_DISABLED": "true",
-            }
         return {name: value for name, value in variables.items() if value}
 
     def working_directory(self) -> Path:
