@@ -19,13 +19,15 @@ def create(components=()):
 
     def action(task):
         from ._engine import backup_set
-        from ._engine import create as engine
 
         task.settings.components = list(components or task.settings.components)
         directory = backup_set.directory(task.settings.backup_dir)
         newest, why = why_create(task, directory)
         if why is None:
             return dict(_described(newest, task.settings.backup_dir), changed=False, msg=_fresh(task, newest))
+        # Only now: from Ansible's zip every file is compiled anew, and where there is nothing to do that is most of the time.
+        from ._engine import create as engine
+
         if task.check_mode:
             plan = engine.plan(task.settings, task.log)
             return {"changed": True, "msg": "a set would be made: " + why, "plan": plan}
@@ -97,14 +99,12 @@ def _described(one, directory):
 
 
 def _component(one, entry):
-    from ._engine.components.base import named
-
     plain = ("bytes", "raw_bytes", "sha256", "compression", "cut", "method", "duration_s")
     return dict(
         {key: entry[key] for key in plain},
         file=str(one.directory / entry["file"]),
-        server=named(entry["server"]),
-        tool=named(entry["tool"]),
+        server=f"{entry['server']['name']} {entry['server']['version']}",
+        tool=f"{entry['tool']['name']} {entry['tool']['version']}",
         fingerprint=_amounts(entry["fingerprint"]),
         warnings=list(entry["warnings"]),
     )
@@ -112,7 +112,8 @@ def _component(one, entry):
 
 def _amounts(fingerprint):
     """A fingerprint's level and totals: its digests, one for each table or key span, stay in the manifest."""
-    told = {key: value for key, value in fingerprint.items() if isinstance(value, int) or key == "level"}
+    plain = ("level", "files", "directories", "links", "bytes", "functions")
+    told = {key: fingerprint[key] for key in plain if key in fingerprint}
     tables, databases = fingerprint.get("tables"), fingerprint.get("databases")
     collections = fingerprint.get("collections")
     if isinstance(tables, dict):
@@ -295,7 +296,7 @@ def _restored(task, restored, told, why):
     if unwell:
         said = f"{restored.name} was restored ({restored.proof}), but the application is not well: {'; '.join(unwell)}"
         raise Failure(said, **dict(result, exit_code=1))
-    return dict(result, msg=f"{restored.name} was restored, {restored.proof}: {why}")
+    return dict(result, msg=f"{restored.name} was restored: {restored.proof}; why it was: {why}")
 
 
 # --- info

@@ -42,8 +42,10 @@ class Task:
 
     def begin(self):
         """From now on something is done: what the engine tells goes to LOG_DIR/backup.log as well. Returns the log."""
+        from ._engine import process
         from ._engine.log import Log
 
+        process.keep_freed_memory()
         before, self.log = self.log, Log(self.settings)
         self.log.warnings[:0] = before.warnings
         return self.log
@@ -130,7 +132,6 @@ def _outcome(module, action):
     process.stop_on_signals()
     if has_respawned():
         process.end_with_parent()
-    process.keep_freed_memory()
     task = Task(module, Settings(), Log(Settings(), write=False))
     try:
         task.settings = _load(module)

@@ -164,7 +164,7 @@ set:
           tool: pg_dump 15.14
           method: pg_dump in a held snapshot, all tables locked ACCESS SHARE
           duration_s: 9.731
-          fingerprint: {level: content, major: 15, tables: 12, rows: 52340}
+          fingerprint: {level: content, tables: 12, rows: 52340}
           warnings: []
     fault:
       description: Where the manifest is damaged, the sentence that says so. Then C(type) is V(damaged).

@@ -119,7 +119,7 @@ components:
       tool: pg_dump 15.14
       method: pg_dump in a held snapshot, all tables locked ACCESS SHARE
       duration_s: 9.731
-      fingerprint: {level: content, major: 15, tables: 12, rows: 52340}
+      fingerprint: {level: content, tables: 12, rows: 52340}
       warnings: []
 removed:
   description: Old sets that were removed, as O(retention_days) says.

@@ -72,7 +72,7 @@ differences:
   returned: when O(force=false)
   type: list
   elements: str
-  sample: ["postgresql: rows of public.memories: 52340 in the backup, 0 here"]
+  sample: ["postgresql: rows of public.memories: 52340 backed up, 0 restored"]
 not_compared:
   description: What could not be compared before the restore, and why. It is never taken for equal.
   returned: when O(force=false)
@@ -84,7 +84,7 @@ plan:
   returned: when something is to be restored
   type: list
   elements: str
-  sample: ["postgresql: …"]
+  sample: ["postgresql: the present database agentmem is kept as agentmem__before_20250104_080000"]
 equal:
   description: Whether every store was compared with its manifest after the restore, and nothing differs.
   returned: when something was restored
@@ -105,7 +105,7 @@ components:
       compared: 41
       differences: []
       not_compared: []
-      state: database agentmem is the restored one; the old data lies in database agentmem_before_20250104_080000
+      state: database agentmem is the restored one; the old data lies in database agentmem__before_20250104_080000
       duration_s: 14.2
 checks:
   description: The guide's five checks after a restore.
@@ -132,7 +132,7 @@ msg:
   description: What was done, or why there was nothing to do, or what is wrong, in one sentence.
   returned: always
   type: str
-  sample: "20250103_120000 was restored, equal to what was backed up"
+  sample: "20250103_120000 was restored: equal to what was backed up; why it was: force is set"
 exit_code:
   description: The command's exit code for the same failure. V(1) failed, V(2) bad input, V(3) verification failed, V(75) locked.
   returned: failure of the engine

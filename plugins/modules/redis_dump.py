@@ -114,8 +114,8 @@ components:
       sha256: a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f90
       compression: none
       cut: "2025-01-03T12:00:00.412Z"
-      server: Redis 7.0.15
-      tool: redis-py 5.2.0
+      server: redis 7.0.15
+      tool: BGSAVE 7.0.15
       method: BGSAVE and copy of the file
       duration_s: 9.731
       fingerprint: {level: content, databases: 1, keys: 18211, functions: 0}
