@@ -91,7 +91,7 @@ def _described(one, directory):
         told,
         type=made.data["type"],
         bytes=made.size,
-        started=made.data["started"],
+        time=made.data["started"],  # `started` is a word of async_status, which would wait for `finished` for ever
         skew_s=made.data["skew_s"],
         partial=made.data["partial"],
         components={name: _component(one, entry) for name, entry in made.components.items()},

@@ -158,7 +158,7 @@ def settings_of(options):
     apart |= {"accept", "acknowledge", "qdrant_only_collections", "qdrant_collection_prefix"}
     found = {}
     for option in set(options) - apart:
-        section, _, rest = option.partition("_")
+        section, __, rest = option.partition("_")
         dotted = section + "." + rest if section in COMPONENTS else option
         found[option] = SETTINGS_OF.get(option, dotted)
     return found

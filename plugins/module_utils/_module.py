@@ -72,6 +72,7 @@ def find_interpreter(module):
     interpreter = module.params["interpreter"]
     there = os.access(interpreter, os.X_OK) and not Path(interpreter).is_dir()
     if there and not has_respawned() and not _is_current(interpreter) and (not able or missing(HELPFUL)):
+        trouble = None
         try:
             respawn_module(interpreter)
         except OSError as error:

@@ -137,7 +137,7 @@ set:
       description: Size of its files on the disk.
       type: int
       sample: 256901120
-    started:
+    time:
       description: When its making began, in UTC.
       type: str
       sample: "2025-01-03T12:00:00.000Z"

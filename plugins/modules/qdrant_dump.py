@@ -87,7 +87,7 @@ bytes:
   returned: when there is a set, so not in check mode unless there is nothing to do
   type: int
   sample: 256901120
-started:
+time:
   description: When its making began, in UTC.
   returned: when there is a set, so not in check mode unless there is nothing to do
   type: str
