@@ -271,7 +271,8 @@ def _describe(
     if data["partial"]:
         said = [f"without {', '.join(absent)}"] if absent else []
         said += [f"only a part of {', '.join(filtered)}"] if filtered else []
-        reporter.warn(f"set {set_id} is partial: {'; '.join(said)}")
+        # That stores are absent was asked for by name; that a filter leaves something out is easily forgotten.
+        (reporter.warn if filtered else reporter.step)(f"set {set_id} is partial: {'; '.join(said)}")
     return Manifest(data)
 
 
