@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: backup_set_create
 short_description: Back up all stores of AgentMem at one moment
-version_added: 1.0.0
+version_added: 0.1.0
 author: The agentmem.backup maintainers (@agentmem)
 description:
   - Makes a backup set. All stores are cut at one moment and dumped side by side, and each file is read back from the disk and

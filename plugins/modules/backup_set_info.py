@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: backup_set_info
 short_description: List the backup sets, and show one in full
-version_added: 1.0.0
+version_added: 0.1.0
 author: The agentmem.backup maintainers (@agentmem)
 description:
   - Tells which sets there are, which is the newest verified one, and what is recorded of one of them.

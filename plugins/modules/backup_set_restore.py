@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: backup_set_restore
 short_description: Restore AgentMem from a backup set
-version_added: 1.0.0
+version_added: 0.1.0
 author: The agentmem.backup maintainers (@agentmem)
 description:
   - Brings all stores of a set back, or those that are chosen, after the set was verified fully.

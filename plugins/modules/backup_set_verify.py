@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: backup_set_verify
 short_description: Verify a backup set and record the verdict
-version_added: 1.0.0
+version_added: 0.1.0
 author: The agentmem.backup maintainers (@agentmem)
 description:
   - Checks that every file of a set is whole and unchanged, and that the set is what its manifest says. No store is needed for

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: config_dump
 short_description: Back up AgentMem's configuration
-version_added: 1.0.0
+version_added: 0.1.0
 author: The agentmem.backup maintainers (@agentmem)
 description:
   - Makes a backup set that holds the configuration alone.

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: config_restore
 short_description: Restore AgentMem's configuration
-version_added: 1.0.0
+version_added: 0.1.0
 author: The agentmem.backup maintainers (@agentmem)
 description:
   - Brings the configuration back from a set or from one file, after the backup was verified fully.

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: config_verify
 short_description: Verify a backup of the configuration
-version_added: 1.0.0
+version_added: 0.1.0
 author: The agentmem.backup maintainers (@agentmem)
 description:
   - Checks that a backup of the configuration is whole and unchanged, with the manifest's digests and without the server.

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: redis_dump
 short_description: Back up the data of a Redis server
-version_added: 1.0.0
+version_added: 0.1.0
 author: The agentmem.backup maintainers (@agentmem)
 description:
   - Makes a backup set that holds Redis alone.

@@ -32,7 +32,7 @@ class Schema:
     def __init__(self) -> None:
         self.fields: dict[Path, tuple[str, str]] = {}
         for heading in TABLES:
-            for name, kind, when, _ in rows(PAGE, heading):
+            for name, kind, when, __ in rows(PAGE, heading):
                 path = tuple(name.strip("`").split("."))
                 assert path not in self.fields, f"{name} is there twice"
                 assert when in ("always", "content", "optional"), f"{name}: {when!r}"
@@ -87,7 +87,7 @@ def faults(schema: Schema, data: dict[str, Any]) -> tuple[list[str], set[Path]]:
 
 
 def _expected(schema: Schema, *kinds: str) -> set[Path]:
-    return {path for path, (_, when) in schema.fields.items() if when in kinds}
+    return {path for path, (__, when) in schema.fields.items() if when in kinds}
 
 
 def _create(stores: Stores, *arguments: str) -> str:

@@ -47,7 +47,7 @@ def test_every_setting_is_in_the_table() -> None:
 
 
 def test_exit_codes() -> None:
-    told = {int(code) for code, _ in rows("docs/operations.md", "Exit codes")}
+    told = {int(code) for code, __ in rows("docs/operations.md", "Exit codes")}
     assert told == {0, *(one.exit_code for one in vars(errors).values() if hasattr(one, "exit_code"))}
 
 
@@ -76,7 +76,7 @@ def test_options_in_the_text_exist(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
-        path, _, anchor = target.partition("#")
+        path, __, anchor = target.partition("#")
         if "://" in target or path.startswith("mailto:"):
             continue
         file = ((CHECKOUT / page).parent / path).resolve() if path else CHECKOUT / page
