@@ -93,15 +93,18 @@ def _template(node: ast.AST) -> str | None:
 def _texts(node: ast.AST) -> Iterator[str]:
     text = _template(node)
     if text is not None:
-        yield re.sub(f"{ANY}+", ANY, re.sub(r"\{\w+\}", ANY, text))
+        yield re.sub(f"{ANY}+", ANY, re.sub(r"\{\w+\}|%[sdr]", ANY, text))
     for child in ast.iter_child_nodes(node):
         yield from _texts(child)
 
 
 def sentences() -> list[str]:
-    """Every text in the engine's source as a template: what is filled in when it runs is `…`. Docstrings are no sentences."""
+    """Every text in the source of the engine and of the modules' door as a template, docstrings left out.
+
+    What is filled in when it runs is `…`.
+    """
     found: list[str] = []
-    for path in sorted(ENGINE.rglob("*.py")):
+    for path in sorted(ENGINE.parent.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):

@@ -5,7 +5,8 @@
 
 `bash` blocks must end with 0. In `console` blocks the commands behind `$ ` are run and what they print is held against
 the block: sizes, digests, IDs, numbers and `…` stand for any, everything else is compared. `cron` lines are run as they
-stand, `yaml` blocks that name the configuration file are loaded. What cannot be run is in NOT_RUN, with the reason.
+stand, `yaml` blocks that name the configuration file are loaded, others are written to the file that they name.
+What cannot be run is in NOT_RUN, with the reason.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pty
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,7 @@ NOT_RUN = {
     "script/test    # lint, types and every test, against real servers": "runs this very test; here it must exist",
     "docker run -d --name qdrant-for-tests -p 127.0.0.1:6333:6333 qdrant/qdrant:v1.18.3": "needs a container engine",
     "QDRANT_TEST_URL=http://127.0.0.1:6333 script/demo": "needs that container",
+    "ansible-galaxy collection install git+https://github.com/agentmem/agentmem.backup": "from the network; the checkout is it",
     "python3 -m venv /opt/agentmem-backup/venv": "installs, from the network: script/bootstrap does the same",
     "/opt/agentmem-backup/venv/bin/pip install '.[points]'": "installs, from the network: script/bootstrap does the same",
 }
@@ -92,7 +95,19 @@ class Host:
         shim += 'case "$1" in restore) exec "$real" "$@" --set health_url= ;; *) exec "$real" "$@" ;; esac\n'
         (programs / "agentmem-backup").write_text(shim)
         (programs / "agentmem-backup").chmod(0o755)
-        self.env = environment(self.stores, {"PATH": f"{programs}:{BIN}:{os.environ['PATH']}", "HOME": str(self.home)})
+        collections = self.home / "collections"
+        (collections / "ansible_collections" / "agentmem").mkdir(parents=True)
+        (collections / "ansible_collections" / "agentmem" / "backup").symlink_to(CHECKOUT)
+        ours = {
+            "PATH": f"{programs}:{BIN}:{os.environ['PATH']}",
+            "HOME": str(self.home),
+            "ANSIBLE_COLLECTIONS_PATH": str(collections),
+            "ANSIBLE_ASYNC_DIR": str(self.home / "async"),
+            "ANSIBLE_REMOTE_TEMP": str(self.home / "remote"),
+            "ANSIBLE_TRANSPORT": "local",
+            "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
+        }
+        self.env = environment(self.stores, ours)
 
     def here(self, text: str) -> str:
         """The documentation's places as they are on this host."""
@@ -101,7 +116,7 @@ class Host:
         text = text.replace("/backups/agentmem", str(self.stores.backup_dir)).replace(
             "/var/log/agentmem", str(self.stores.log_dir)
         )
-        text = text.replace("/etc/agentmem-backup", str(self.home))
+        text = text.replace("/etc/agentmem-backup", str(self.home)).replace("http://localhost:8080", "''")
         return text.replace(EXAMPLE, made[0]) if made else text
 
     def run(self, command: str, where: str) -> subprocess.CompletedProcess[str]:
@@ -110,7 +125,7 @@ class Host:
             self._new_second()
         ours, theirs = pty.openpty()
         try:
-            os.write(ours, b"yes\n")
+            os.write(ours, b"yes\n" * 8)
             done = subprocess.run(
                 ["bash", "-euo", "pipefail", "-c", self.here(command)],
                 cwd=self.home, env=self.env, stdin=theirs, capture_output=True, text=True, timeout=120, check=False,
@@ -142,7 +157,7 @@ def host(stores: Stores, tmp_path: Path) -> Iterator[Host]:
 def _commands(block: Block) -> str:
     """A bash block without what is not run; settings that the reader fills in are checked by name and come from the host."""
     kept = []
-    variables = {option.metadata["env"] for _, option, _ in settings.walk(settings.Settings())}
+    variables = {option.metadata["env"] for __, option, __ in settings.walk(settings.Settings())}
     for line in block.text.splitlines():
         if re.match(rf"export \S+={ANY}", line):
             named = set(re.findall(rf"(\w+)={ANY}", line))
@@ -181,6 +196,8 @@ def run_block(host: Host, block: Block) -> None:
         path.write_text(block.text)
         path.chmod(0o600)
         settings.load(path, environment={})
+    elif block.language == "yaml" and (named := re.match(r"# (\w+\.yml)\n", block.text)):
+        (host.home / named[1]).write_text(host.here(block.text))
     elif block.language == "sql":
         _run_sql(host, block.text)
 
