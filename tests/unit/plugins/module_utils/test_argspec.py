@@ -27,7 +27,11 @@ def loaded(module):
 def spec_of(module, monkeypatch):
     """The spec that a module makes its AnsibleModule of."""
     made = []
-    monkeypatch.setattr(_argspec.ArgumentSpec, "make", lambda self: made.append(self))
+
+    def keep(self):
+        made.append(self)
+
+    monkeypatch.setattr(_argspec.ArgumentSpec, "make", keep)
     code = loaded(module)
     monkeypatch.setattr(code, "run", lambda module, action: None)
     code.main()
