@@ -482,7 +482,7 @@ def test_patterns_make_a_set_that_says_so(serve: Any, bench: Any) -> None:
     place = bench(server, include_keys=["session:*", "cache:*"], exclude_keys=["cache:5:*"])
     source = place.dump(CONTENT)
     assert source.entry is not None
-    assert source.entry["filter"] == {"include": ["session:*", "cache:*"], "exclude": ["cache:5:*"]}
+    assert source.entry["filters"] == {"include": ["session:*", "cache:*"], "exclude": ["cache:5:*"]}
     assert any("left out" in one for one in source.entry["warnings"])
     before = capture_redis(server)
     place.restore(source)

@@ -419,6 +419,28 @@ def test_a_store_that_shrank_raises_the_alarm_until_acknowledged(stores: Stores)
     assert first["verdict"] == "verified"
 
 
+def test_a_filtered_store_is_named_and_does_not_count_as_shrunk(stores: Stores) -> None:
+    command.create(stores)
+    wait_a_second()
+    done = command.create(stores, "--set", "redis.exclude_keys=session:*", "--set", "postgresql.exclude_tables=public.mess*")
+    assert done["alarms"] == []
+    assert command.manifest(stores, done["id"])["partial"] == {"absent": [], "filtered": ["postgresql", "redis"]}
+
+
+def test_the_plan_names_the_places_where_the_old_data_will_lie(stores: Stores) -> None:
+    command.create(stores)
+    done = command.good(stores, "restore", "latest", "--yes", *command.QUIET)
+    told = set(re.findall(r"kept as (\S+)|saved in (\S+?)[; ]", done.stdout))
+    places = {one or two for one, two in told}
+    assert len(places) == 3  # the database, Qdrant's folder, the configuration's old directory
+    with stores.postgres.connect() as connection:
+        there = {str(name) for (name,) in connection.execute("SELECT datname FROM pg_database")}
+    assert {place for place in places if place not in there and not Path(place).exists()} == set()
+    for path in (stores.backup_dir / ".state").rglob("*"):
+        if path.is_dir():
+            assert path.stat().st_mode & 0o777 == 0o700, path
+
+
 def aged(stores: Stores, made: dict[str, object], days: int) -> str:
     """A copy of a set that looks as if it had been made `days` ago (a legacy one: it has no JSON)."""
     moment = time.strftime("%Y%m%d_%H%M%S", time.gmtime(time.time() - days * 86400))

@@ -282,7 +282,7 @@ def _alarms(entries: dict[str, dict[str, Any]], directory: Path, percent: float)
     last = preflight.last_entries(directory)
     for name, entry in entries.items():
         before = last.get(name)
-        if before is None or before.get("filters") != entry.get("filters") or not before["raw_bytes"]:
+        if before is None or (before.get("filters") or {}) != (entry.get("filters") or {}) or not before["raw_bytes"]:
             continue
         shrunk = 100 * (1 - entry["raw_bytes"] / before["raw_bytes"])
         if shrunk > percent:

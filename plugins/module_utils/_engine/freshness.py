@@ -46,7 +46,7 @@ def _suits(one: BackupSet, components: list[str], settings: Settings | None) -> 
 def _as_set(entry: dict[str, Any], name: str, settings: Settings) -> bool:
     """Whether a component's entry says of filters and database what the settings say."""
     chosen = vars(getattr(settings, name))
-    filters = entry.get("filters") or entry.get("filter") or {}
+    filters = entry.get("filters") or {}
     database = (entry.get("database") or {}).get("name")
     return all(
         sorted(filters.get(way, [])) == sorted(value)

@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
+from .. import clock
 from ..pipeline import Reader, Writer
 from ..progress import Reporter
 from ..settings import Settings
@@ -28,6 +29,13 @@ COUNTS, CONTENT = "counts", "content"
 def named(program: Any) -> str:
     """A server or tool as the manifest has it ({"name": …, "version": …}), for a sentence: PostgreSQL 15.14."""
     return f"{program['name']} {program['version']}" if isinstance(program, dict) else str(program)
+
+
+def make_private(path: Path) -> None:
+    """Make a directory and what is missing above it, each for us alone: `parents` of Path.mkdir follows the umask. OSError."""
+    for one in (*reversed(path.parents), path):
+        if not one.is_dir():
+            one.mkdir(mode=0o700, exist_ok=True)
 
 
 @dataclass
@@ -194,6 +202,8 @@ class Context:
     journal: Callable[..., None]
     """`journal(step, **facts)`: written to the disk before it returns. Names everything that must be cleaned up after a kill
     (scratch databases, server-side snapshots, staged directories) before it is made."""
+    stamp: str = field(default_factory=lambda: clock.set_id(clock.now()))
+    """The run's time, in the names of whatever is kept or made beside: what the plan says is what is made."""
 
 
 class Component(ABC):

@@ -47,6 +47,7 @@ from .base import (
     RestoreOptions,
     RestorePlan,
     Source,
+    make_private,
 )
 
 _NAMED_AT_MOST = 20
@@ -220,7 +221,7 @@ class ConfigComponent(Component):
         plan.problems += [f"{source.path}: {fault}" for fault in self._examined(source, listing).faults]
         if plan.problems:
             return plan
-        placed, left = self.placements(listing, clock.set_id(clock.now()))
+        placed, left = self.placements(listing, self.context.stamp)
         for placement in placed:
             self._plan_placement(plan, placement, listing)
         plan.warnings += [
@@ -563,7 +564,7 @@ class Placement:
         saved = Path(os.fsdecode(self.saved))
         partial = saved.with_name(saved.name + ".partial")
         with telling(f"making {saved.parent}"):
-            saved.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(saved.parent)
             partial.unlink(missing_ok=True)
         out = Writer(partial)
         try:
@@ -645,7 +646,7 @@ class ConfigRestoration(Restoration):
         if not listing.sha256:
             listing.entries = filetree.canonical(listing.entries)
         self._listing = listing
-        self._placements, __ = self._component.placements(listing, clock.set_id(clock.now()))
+        self._placements, __ = self._component.placements(listing, self._component.context.stamp)
         return listing
 
     def prepare(self) -> None:
@@ -774,7 +775,7 @@ class ConfigRestoration(Restoration):
         ]
         touched = {*self._settled, *self._renamed, *self._made}
         parts += [f"{shown(one.target)} is as it was" for one in self._placements if one not in touched]
-        return ("; ".join(parts) or "the configuration is untouched") + "."
+        return "; ".join(parts) or "the configuration is untouched"
 
     def close(self) -> None:
         for placement, stage in self._stages.items():

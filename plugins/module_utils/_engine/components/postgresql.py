@@ -946,7 +946,7 @@ class Assessment:
         self._access = component.access
         self._source = source
         self._options = options
-        self._moment = component.moment
+        self._moment = component.context.stamp
         self._available: dict[str, str] = {}
         self._refused: list[str] = []
         self._entry = source.entry or {}
@@ -1242,7 +1242,7 @@ class PostgresqlRestoration(Restoration):
         self._options = options
         self._recorded: dict[str, Any] | None = (source.entry or {}).get("fingerprint")
         self._rows: dict[tuple[str, str], int | None] = {}
-        self._moment = component.moment
+        self._moment = component.context.stamp
         self._file = component.context.workdir / f"restore_{self._moment}.dump"
         self._target = Target()
         self._new = self._old = ""
@@ -1573,11 +1573,6 @@ class PostgresqlComponent(Component):
         super().__init__(context)
         self.access = Access(self.settings.postgresql)
         self._assessed: tuple[Path, RestoreOptions, float, Assessment] | None = None
-
-    @functools.cached_property
-    def moment(self) -> str:
-        """The time in the names of the databases that a restore makes: what the plan says is what is made."""
-        return clock.set_id(clock.now())
 
     # Looking
 

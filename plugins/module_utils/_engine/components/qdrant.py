@@ -59,6 +59,7 @@ from .base import (
     RestoreOptions,
     RestorePlan,
     Source,
+    make_private,
 )
 
 INVENTORY = "collections.json"
@@ -1375,9 +1376,9 @@ class _Target:
         return self.live is not None or bool(self.broken)
 
 
-def _new_folder(parent: Path) -> Path:
+def _new_folder(parent: Path, stamp: str) -> Path:
     """Where the collections of this moment will be saved: a name that no other restore took (it is not made yet)."""
-    names = (f"qdrant_{clock.set_id(clock.now())}{suffix}" for suffix in ("", *(f"_{number}" for number in range(2, 1000))))
+    names = (f"qdrant_{stamp}{suffix}" for suffix in ("", *(f"_{number}" for number in range(2, 1000))))
     return next(path for name in names if not (path := parent / name).exists())
 
 
@@ -1392,7 +1393,7 @@ class QdrantRestoration(Restoration):
         self.nodes = component.connect()
         self.by_name: dict[str, Node] = {}
         self.targets: list[_Target] = []
-        self.previous = _new_folder(Path(component.settings.backup_dir) / ".state" / "previous")
+        self.previous = _new_folder(Path(component.settings.backup_dir) / ".state" / "previous", component.context.stamp)
         self.aliases_before: dict[str, str] | None = None
         self._leftovers: list[tuple[Node, str, str]] = []
         try:
@@ -1569,7 +1570,7 @@ class QdrantRestoration(Restoration):
 
     def _save(self, target: _Target) -> None:
         """A snapshot of the live collection, fetched, compared and durable, before anything may be uploaded over it."""
-        guarded(lambda: self.previous.mkdir(mode=0o700, parents=True, exist_ok=True), f"making {self.previous}")
+        guarded(lambda: make_private(self.previous), f"making {self.previous}")
         target.safety_count = self.nodes[0].count(target.name)
         for node in self.nodes:
             made = self.component.snapshot(node, target.name)

@@ -52,6 +52,7 @@ from .base import (
     RestoreOptions,
     RestorePlan,
     Source,
+    make_private,
 )
 
 
@@ -1244,8 +1245,9 @@ class RedisCut(Cut):
             },
             "warnings": [*self._warnings, *summary.notes],
         }
+        entry["filters"] = {}
         if _wanted(self._settings) is not None:
-            entry["filter"] = {"include": self._settings.include_keys, "exclude": self._settings.exclude_keys}
+            entry["filters"] = {"include": self._settings.include_keys, "exclude": self._settings.exclude_keys}
             entry["warnings"].append(f"{self._left_out} keys are left out by include_keys and exclude_keys")
         return entry
 
@@ -1482,12 +1484,12 @@ class RedisRestoration(Restoration):
     def _save_present(self) -> None:
         """The target's present data into a file of its own, before anything is changed."""
         folder = Path(self._component.settings.backup_dir) / ".state" / "previous"
-        process.guarded(lambda: folder.mkdir(mode=0o700, parents=True, exist_ok=True), f"making {folder}")
-        path = folder / f"redis_{clock.set_id(clock.now())}.rdb"
+        process.guarded(lambda: make_private(folder), f"making {folder}")
+        path = folder / f"redis_{self._component.context.stamp}.rdb"
         for number in range(2, 100):
             if not path.exists():
                 break
-            path = path.with_stem(f"redis_{clock.set_id(clock.now())}_{number}")
+            path = path.with_stem(f"redis_{self._component.context.stamp}_{number}")
         writer = Writer(path)
         try:
             self._component.dump_all(writer)
@@ -1656,7 +1658,7 @@ class RedisRestoration(Restoration):
             raise BackupError(
                 f"{_where(self._settings)} was started meanwhile: stop it, for it would overwrite the restored files"
             )
-        aside = files.directory / f"agentmem-previous-{clock.set_id(clock.now())}-{secrets.token_hex(2)}"
+        aside = files.directory / f"agentmem-previous-{self._component.context.stamp}-{secrets.token_hex(2)}"
         self._context.journal(
             "redis-files", component=self._component.name, path=str(files.directory), aside=str(aside), names=files.names
         )
