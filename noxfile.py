@@ -68,5 +68,6 @@ def units(session: nox.Session, core: str) -> None:
 def integration(session: nox.Session, core: str) -> None:
     """Modules and playbooks as users run them, against real servers."""
     session.install(CORES[core], "-e", ".[points,test]")
-    tests = session.posargs or ["tests/integration/test_playbooks.py"]
-    session.run("python", "-m", "pytest", *tests)
+    parts = ["playbooks", "modules", "targets"]
+    tests = session.posargs or [f"tests/integration/test_{part}.py" for part in parts]
+    session.run("python", "-m", "pytest", "-n", "2", "--dist", "worksteal", *tests)
