@@ -31,6 +31,7 @@ def create(components=()):
         if task.check_mode:
             plan = engine.plan(task.settings, task.log)
             return {"changed": True, "msg": "a set would be made: " + why, "plan": plan}
+        _await_next_id(directory)
         made = engine.create(task.settings, task.begin())
         one = backup_set.find(made.directory, made.manifest.id)
         result = dict(_described(one, task.settings.backup_dir), removed=made.removed, duration_s=round(made.duration_s, 3))
@@ -43,6 +44,17 @@ def create(components=()):
         return dict(result, changed=True, msg=f"set {one.id} was made ({made.verdict}): {why}")
 
     return action
+
+
+def _await_next_id(directory):
+    """An ID is a second, and the next task of a play may well begin within that of the last."""
+    import time
+
+    from ._engine import backup_set, clock
+
+    present = {one.id for one in backup_set.sets(directory)}
+    while clock.set_id(clock.now()) in present:
+        time.sleep(0.05)
 
 
 def why_create(task, directory):

@@ -197,3 +197,16 @@ def test_a_store_that_does_not_answer_is_a_doubt_and_is_let_go(tmp_path):
     found = compare._compare(store, Source(tmp_path, "none", {"fingerprint": {"level": CONTENT}}), None)
     assert found.not_compared == ["it is down"]
     assert store.closed
+
+
+# --- and when
+
+
+def test_the_next_set_waits_for_the_next_second(tmp_path, monkeypatch):
+    """Two tasks of a play may begin within one second, which is a set's ID."""
+    set_id, begun = lay(tmp_path, 0), clock.now()
+    moments = iter([begun, begun, begun + timedelta(seconds=1)])
+    monkeypatch.setattr(clock, "set_id", lambda moment: set_id if moment == begun else "20991231_235959")
+    monkeypatch.setattr(clock, "now", lambda: next(moments))
+    _actions._await_next_id(tmp_path)
+    assert next(moments, None) is None
