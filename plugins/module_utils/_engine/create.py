@@ -282,7 +282,7 @@ def _alarms(entries: dict[str, dict[str, Any]], directory: Path, percent: float)
     last = preflight.last_entries(directory)
     for name, entry in entries.items():
         before = last.get(name)
-        if before is None or (before.get("filters") or {}) != (entry.get("filters") or {}) or not before["raw_bytes"]:
+        if before is None or _scope(before) != _scope(entry) or not before["raw_bytes"]:
             continue
         shrunk = 100 * (1 - entry["raw_bytes"] / before["raw_bytes"])
         if shrunk > percent:
@@ -291,6 +291,11 @@ def _alarms(entries: dict[str, dict[str, Any]], directory: Path, percent: float)
                 f"{human_size(before['raw_bytes'])} then, {human_size(entry['raw_bytes'])} now"
             )
     return alarms
+
+
+def _scope(entry: dict[str, Any]) -> tuple[Any, Any]:
+    """Of what an entry is a backup: another choice of tables or paths is no loss."""
+    return entry.get("filters") or {}, entry.get("roots")
 
 
 def _failed(directory: Path, set_id: str, settings: Settings, reporter: Reporter, error: BaseException) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,17 @@ def _as_set(entry: dict[str, Any], name: str, settings: Settings) -> bool:
     chosen = vars(getattr(settings, name))
     filters = entry.get("filters") or {}
     database = (entry.get("database") or {}).get("name")
+    if "roots" in entry and not _same_roots(set(entry["roots"]), settings):
+        return False
     return all(
         sorted(filters.get(way, [])) == sorted(value)
         for way in ("include", "exclude")
         for key, value in chosen.items()
         if key.startswith(f"{way}_")
     ) and ("postgresql.database" not in settings.sources or database in (None, settings.postgresql.database))
+
+
+def _same_roots(recorded: set[str], settings: Settings) -> bool:
+    """Whether the recorded paths are those of the settings; one that lies within another is recorded with that."""
+    wanted = {os.path.normpath(path) for path in (settings.config.directory, *settings.config.extra_paths)}
+    return recorded <= wanted and all(any(f"{path}/".startswith(f"{root}/") for root in recorded) for path in wanted)

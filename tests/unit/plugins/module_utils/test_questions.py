@@ -107,6 +107,21 @@ def test_a_set_of_another_database_does_not_count(tmp_path):
     assert asked(tmp_path, "4h", postgresql__database="two", sources=sources)[0] is None
 
 
+def test_a_set_of_other_paths_does_not_count(tmp_path):
+    lay(tmp_path, 1, ["config"], roots=["/etc/one", "/etc/two"])
+    asked_for = [
+        ("/etc/one/", ["/etc/two"]),
+        ("/etc/one", ["/etc/two", "/etc/one/below"]),
+        ("/etc/one", []),
+        ("/etc/one", ["/etc/twofold"]),
+    ]
+    fresh = [
+        asked(tmp_path, "4h", ["config"], config__directory=directory, config__extra_paths=paths)[0] is not None
+        for directory, paths in asked_for
+    ]
+    assert fresh == [True, True, False, False]
+
+
 def test_a_set_whose_manifest_is_damaged_does_not_count(tmp_path):
     set_id = lay(tmp_path, 1)
     (tmp_path / f"manifest_{set_id}.json").write_text("{")
