@@ -136,11 +136,12 @@ class _Held:
         self.writer = Writer(path)
         self._on_first: Callable[[], None] | None = on_first
 
-    def write(self, piece: bytes) -> int:
+    def fill_from(self, descriptor: int) -> int:
+        size = self.writer.fill_from(descriptor)
         if self._on_first is not None:
             first, self._on_first = self._on_first, None
             first()
-        return self.writer.write(piece)
+        return size
 
 
 @pytest.mark.parametrize(
