@@ -88,9 +88,12 @@ EXAMPLES = r"""
     qdrant_api_key: "{{ agentmem_qdrant_api_key }}"
     confirm: true
 
-- name: Find the files of the newest set
+- name: Find the files of the newest set with Redis and the configuration
   agentmem.backup.backup_set_info:
     id: latest
+    components:
+      - redis
+      - config
   register: found
 
 - name: Restore Redis and the configuration from single files
