@@ -60,7 +60,8 @@ class Proxy:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def log_message(self, *__: object) -> None: ...
+            def log_message(self, *__: object) -> None:
+                """Nothing to say."""
 
             def handle_one_request(self) -> None:
                 try:
@@ -800,7 +801,8 @@ def test_a_server_that_is_down_or_is_none(case: Case) -> None:
     assert "is no address of a Qdrant" in case.component.probe().problems[0]
 
     class Other(BaseHTTPRequestHandler):
-        def log_message(self, *__: object) -> None: ...
+        def log_message(self, *__: object) -> None:
+            """Nothing to say."""
 
         def do_GET(self) -> None:
             self.send_response(200)

@@ -94,6 +94,7 @@ class Child:
         self.name = Path(argv[0]).name
         drop: dict[str, Any] = {"user": user[0], "group": user[1], "extra_groups": []} if user else {}
         try:
+            # pylint: disable-next=ansible-bad-function  # run_command is a module's, and the engine knows no Ansible
             self.process: subprocess.Popen[bytes] = subprocess.Popen(
                 [*_leash(), *argv],
                 env=_environment(env),
