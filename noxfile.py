@@ -28,11 +28,15 @@ nox.options.default_venv_backend = "venv"
 
 
 def offer_pythons_of_pyenv() -> None:
-    """pyenv's `python3.x` only start where the version is activated; the one in force stays the first."""
-    if shutil.which("pyenv") and "PYENV_VERSION" not in os.environ:
-        current = subprocess.run(["pyenv", "version-name"], capture_output=True, text=True, check=True).stdout.split(":")
-        others = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True, check=True).stdout.split()
-        os.environ["PYENV_VERSION"] = ":".join(dict.fromkeys([*(one.strip() for one in current), *others]))
+    """pyenv's `python3.x` only start where the version is activated; so the real ones come first, the one in force before all."""
+    if shutil.which("pyenv"):
+        current, others = (_said("pyenv", "version-name").split(":"), _said("pyenv", "versions", "--bare").split())
+        prefixes = [_said("pyenv", "prefix", version) for version in dict.fromkeys([*current, *others])]
+        os.environ["PATH"] = os.pathsep.join([*(f"{prefix}/bin" for prefix in prefixes), os.environ["PATH"]])
+
+
+def _said(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def in_collection(session: nox.Session, *command: str) -> None:
