@@ -633,3 +633,17 @@ def test_help_completion_and_version(stores: Stores) -> None:
     done = command.run(stores, "destroy")
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_application_that_is_not_let_back_in_tears_no_store_from_the_others(stores: Stores, tmp_path: Path) -> None:
+    before = compare.capture(stores)
+    made = command.create(stores)
+    stores.destroy()
+    hooks = tmp_path / "hooks.yml"
+    hooks.write_text("hooks:\n  fence: [/bin/true]\n  release: [/bin/false]\n")
+    done = command.run(stores, "restore", made["id"], "--yes", "--config", str(hooks), *command.QUIET)
+    assert done.returncode == 1
+    assert "every store holds the restored data" in done.stderr
+    assert "the hook release failed" in done.stderr
+    assert compare.differences(before, compare.capture(stores)) == []
+    assert list((stores.backup_dir / ".staging").iterdir()) == []

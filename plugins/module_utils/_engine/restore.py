@@ -232,6 +232,8 @@ class _Run:
         self.restorations: dict[str, Restoration] = {}
         self.durations = dict.fromkeys(components, 0.0)
         self.order = [name for group in SWITCH_ORDER for name in group if name in components]
+        self.final = False
+        """Whether every store's switch has been made final: from then on there is no way back, and none is tried."""
 
     def go(self, crew: Crew, confirm: Callable[[Plan], bool]) -> Restored | None:
         """The whole sequence."""
@@ -249,7 +251,7 @@ class _Run:
             self._switch(crew)
         except BaseException as error:
             process.resume()
-            raise self._take_back(crew, error) from error
+            raise (self._not_released(crew, error) if self.final else self._take_back(crew, error)) from error
         else:
             comparisons = crew.each(lambda name: self._timed(name, self.restorations[name].compare))
             states = crew.each(lambda name: self.restorations[name].state())
@@ -338,6 +340,7 @@ class _Run:
             for name in reversed(self.order):
                 self.staging.note("complete", store=name)
                 crew.one(name, lambda name=name: self._timed(name, self.restorations[name].complete))  # type: ignore[misc]
+            self.final = True
 
     def _switch_together(self, crew: Crew, names: list[str]) -> None:
         for name in names:
@@ -368,6 +371,19 @@ class _Run:
             self.reporter.warn("; ".join(states))
             return error
         error.args = ("; ".join([str(error), *states]),)
+        return error
+
+    def _not_released(self, crew: Crew, error: BaseException) -> BaseException:
+        """Every store holds the restored data, and the application was not let back in; returns the error that says so.
+
+        Taking some stores back now would tear them apart from PostgreSQL, whose switch is final.
+        """
+        states = [f"{name}: {crew.one(name, self.restorations[name].state)}" for name in self.order]
+        sentence = "every store holds the restored data, not yet compared, but the application was not let back in"
+        if not isinstance(error, BackupError):
+            self.reporter.warn("; ".join([sentence, *states]))
+            return error
+        error.args = ("; ".join([f"{sentence} ({error}): start it by hand", *states]),)
         return error
 
     def _close(self, crew: Crew) -> None:
