@@ -114,3 +114,23 @@ def test_a_legacy_set_grows_old_like_any_other(stores: Stores) -> None:
     made = command.create(stores)
     assert made["removed"] == [ID]
     assert not list(folder.glob(f"*_{ID}.*"))
+
+
+def test_half_a_legacy_set_is_not_restored_as_if_it_were_whole(stores: Stores) -> None:
+    folder = make_legacy(stores)
+    (folder / f"qdrant_{ID}.tar.gz").unlink()  # the torn one, which would be refused anyhow
+    (folder / f"db_{ID}.dump.gz").unlink()
+    before = compare.capture(stores)
+    done = command.run(stores, "--all", ID, "--yes", program="restore.sh")
+    assert done.returncode == 3
+    assert f"Database backup is missing: {folder}/db_{ID}.dump.gz" in done.stderr
+    assert compare.differences(before, compare.capture(stores)) == []
+    command.good(stores, "restore", ID, "--component", "redis", "--yes", *command.QUIET)
+
+
+def test_a_configuration_that_the_text_manifest_names_must_be_there(stores: Stores) -> None:
+    folder = make_legacy(stores, digests=False)
+    (folder / f"config_{ID}.tar.gz").unlink()
+    done = command.run(stores, ID, program="verify-backup.sh")
+    assert done.returncode == 3
+    assert f"✗ Config backup is missing: {folder}/config_{ID}.tar.gz" in done.stdout

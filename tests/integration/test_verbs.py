@@ -647,3 +647,16 @@ def test_an_application_that_is_not_let_back_in_tears_no_store_from_the_others(s
     assert "the hook release failed" in done.stderr
     assert compare.differences(before, compare.capture(stores)) == []
     assert list((stores.backup_dir / ".staging").iterdir()) == []
+
+
+def test_a_set_whose_manifest_has_vanished_is_not_taken_for_a_legacy_one(stores: Stores) -> None:
+    made = command.create(stores)
+    (stores.backup_dir / f"manifest_{made['id']}.json").unlink()
+    done = command.run(stores, made["id"], program="verify-backup.sh")
+    assert done.returncode == 3
+    assert f"✗ the manifest {stores.backup_dir}/manifest_{made['id']}.json is missing" in done.stdout
+    before = compare.capture(stores)
+    assert command.run(stores, "restore", made["id"], "--yes").returncode == 3
+    assert compare.differences(before, compare.capture(stores)) == []
+    file = str(stores.backup_dir / f"config_{made['id']}.tar.gz")
+    assert "without a manifest" in command.good(stores, "restore", "--config-archive", file, "--yes", *command.QUIET).stdout

@@ -282,9 +282,9 @@ class _Run:
             sections = [section for report in reports for section in report.sections]
         else:
             one = backup_set.find(backup_set.directory(self.settings.backup_dir), self.name)
-            report = verify.examine_set(self.settings, self.reporter, one, components=list(self.components), keep=keep)
-            found = report.sections
-            sections = [section for section in found if section.component in ("", *self.components)]
+            # Of a set without a manifest only verify knows what should be there: asked for whole, it must be whole.
+            wanted = list(registry.CLASSES) if one.legacy and not self.request.components else list(self.components)
+            sections = verify.examine_set(self.settings, self.reporter, one, components=wanted, keep=keep).sections
         for section in sections:
             if section.component in self.sources:
                 self.sources[section.component] = replace(self.sources[section.component], walked=section.walked)

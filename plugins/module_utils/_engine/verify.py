@@ -137,6 +137,9 @@ def examine_set(
     except VerificationError as error:
         described, damaged = None, str(error)
     digests = _text_digests(one) if one.legacy else {}
+    announced = _announced(one) if one.legacy else set()
+    if one.legacy:
+        damaged = _lost_manifest(one)
     examined = registry.make(context, list(registry.CLASSES) if components is None else components)
 
     def examine(name: str) -> Section:
@@ -147,7 +150,7 @@ def examine_set(
             path = one.directory / str(entry["file"])
         section = Section(component.title, component=name)
         if path is None:
-            return _absent(section, one, component, described)
+            return _absent(section, one, component, described, announced)
         entry = entry or ({"sha256": digests[path.name]} if path.name in digests else None)
         if described and name not in described.components:
             section.bad(f"{component.label} backup is not named in the manifest: {path}")
@@ -162,13 +165,23 @@ def examine_set(
     return Report(one.id, f"Verifying Backup Set: {one.id}", depth, sections, alarms, duration_s=time.monotonic() - begun)
 
 
-def _absent(section: Section, one: BackupSet, component: Component, described: manifest.Manifest | None) -> Section:
-    if described is not None or (one.legacy and component.name == "config"):
+def _lost_manifest(one: BackupSet) -> str:
+    """A sentence where a set was made with a JSON manifest that is gone; without it only the guide's text is left to trust."""
+    if "summary" in history.newest(one.directory).get(one.id, {}):
+        return (
+            f"the manifest {one.manifest_path} is missing, although the set was made with one: bring it back, or restore "
+            "single files (restore --db FILE …), which are then compared with nothing"
+        )
+    return ""
+
+
+def _absent(
+    section: Section, one: BackupSet, component: Component, described: manifest.Manifest | None, announced: set[str]
+) -> Section:
+    if described is not None or (one.legacy and component.name == "config" and component.prefix not in announced):
         section.remark = "not part of this set"
     else:
-        section.bad(
-            f"{component.label} backup is missing: {one.directory / (component.prefix + '_' + one.id + component.extension)}"
-        )
+        section.bad(f"{component.label} backup is missing: {one.directory / registry.file_name(component.name, one.id, 'gzip')}")
     return section
 
 
@@ -260,6 +273,14 @@ def _text_digests(one: BackupSet) -> dict[str, str]:
     except OSError:
         return {}
     return dict(re.findall(r"^\s*- (\S+)\n(?:\s+Size:.*\n)?\s+SHA256: ([0-9a-f]{64})\s*$", text, re.MULTILINE))
+
+
+def _announced(one: BackupSet) -> set[str]:
+    """The first parts of the names of the files that a legacy set's text manifest names."""
+    try:
+        return set(re.findall(rf"^\s*- ([a-z]+)_{one.id}\.", one.text_path.read_text(errors="replace"), re.MULTILINE))
+    except OSError:
+        return set()
 
 
 def _manifest_section(one: BackupSet, described: manifest.Manifest | None, damaged: str) -> Section:
