@@ -660,3 +660,16 @@ def test_a_set_whose_manifest_has_vanished_is_not_taken_for_a_legacy_one(stores:
     assert compare.differences(before, compare.capture(stores)) == []
     file = str(stores.backup_dir / f"config_{made['id']}.tar.gz")
     assert "without a manifest" in command.good(stores, "restore", "--config-archive", file, "--yes", *command.QUIET).stdout
+
+
+def test_an_option_that_would_be_passed_over_is_refused(stores: Stores) -> None:
+    made = command.create(stores, "--component", "postgresql", "--component", "redis")
+    dump = str(stores.backup_dir / f"db_{made['id']}.dump.gz")
+    for words, said in (
+        (("--db", dump, "--component", "redis"), "leave out --component"),
+        (("--db", dump, "--only-collection", "memories"), "--only-collection is about qdrant"),
+        (("--db", dump, "--collection-prefix", "old_"), "--collection-prefix is about qdrant"),
+        ((made["id"], "--component", "redis", "--only-table", "memories"), "--only-table is about postgresql"),
+    ):
+        done = command.run(stores, "restore", *words, "--yes")
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr

@@ -170,6 +170,7 @@ def plan(settings: Settings, reporter: Reporter, request: Request) -> Plan:
 
 def choose(settings: Settings, request: Request) -> tuple[str, dict[str, Source]]:
     """The name of what is restored and a source for each component. Raises UsageError."""
+    _refuse_contradictions(request)
     if request.files:
         if request.which or request.before:
             raise UsageError("give either a set or single files, not both")
@@ -186,6 +187,24 @@ def choose(settings: Settings, request: Request) -> tuple[str, dict[str, Source]
     wanted = request.components or list(registry.CLASSES)
     backup_set.demand(one, request.components)
     return one.id, {name: _set_source(one, name) for name in registry.CLASSES if name in wanted and name in one.holds}
+
+
+def _refuse_contradictions(request: Request) -> None:
+    """An option that would be passed over means that more is overwritten than somebody had in mind. Raises UsageError."""
+    files, options = request.files, request.options
+    if files and request.components and {*request.components} != files.keys():
+        raise UsageError(
+            f"the files are those of {', '.join(files)}, and {', '.join(request.components)} is to be restored: "
+            "leave out --component, or name the same stores"
+        )
+    chosen = {*files} or {*request.components} or {*registry.CLASSES}
+    for option, given, store in (
+        ("--only-table", options.only_tables, "postgresql"),
+        ("--only-collection", options.only_collections, "qdrant"),
+        ("--collection-prefix", options.collection_prefix, "qdrant"),
+    ):
+        if given and store not in chosen:
+            raise UsageError(f"{option} is about {store}, which is not among what is restored: {', '.join(sorted(chosen))}")
 
 
 def _newest_before(directory: Path, moment: datetime, components: list[str]) -> BackupSet:
