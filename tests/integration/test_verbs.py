@@ -673,3 +673,17 @@ def test_an_option_that_would_be_passed_over_is_refused(stores: Stores) -> None:
     ):
         done = command.run(stores, "restore", *words, "--yes")
         assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
+def test_the_plan_says_what_a_partial_set_lacks_and_that_a_set_is_suspicious(stores: Stores) -> None:
+    made = command.create(stores, "--component", "config")
+    plan = command.good(stores, "restore", made["id"], "--dry-run").stdout
+    assert "is partial: postgresql, redis, qdrant not in it" in plan
+    assert "partial" not in command.good(stores, "restore", made["id"], "--component", "config", "--dry-run").stdout
+    (stores.config_dir / "large").write_bytes(os.urandom(1 << 20))
+    wait_a_second()
+    command.create(stores, "--component", "config")
+    (stores.config_dir / "large").unlink()
+    wait_a_second()
+    assert command.run(stores, "create", "--component", "config").returncode == 3
+    assert "suspicious: config shrank by" in command.good(stores, "restore", "latest", "--dry-run").stdout

@@ -323,9 +323,23 @@ class _Run:
         return Plan(
             self.name,
             lines,
-            [f"{name}: {warning}" for name in self.components for warning in plans[name].warnings],
+            [*self._doubts(), *(f"{name}: {warning}" for name in self.components for warning in plans[name].warnings)],
             [f"{name}: {problem}" for name in self.components for problem in plans[name].problems],
         )
+
+    def _doubts(self) -> list[str]:
+        """What somebody who restores a whole set should know of it: stores that it lacks, alarms that nobody acknowledged."""
+        if self.request.files:
+            return []
+        directory = backup_set.directory(self.settings.backup_dir)
+        known = history.newest(directory).get(self.name, {})
+        doubts = []
+        if known.get("verdict") == history.SUSPICIOUS:
+            doubts.append(f"set {self.name} is suspicious: {'; '.join(known.get('alarms') or ['see agentmem-backup verify'])}")
+        absent = [name for name in registry.CLASSES if name not in self.components]
+        if absent and not self.request.components:
+            doubts.append(f"set {self.name} is partial: {', '.join(absent)} not in it, and left as now")
+        return doubts
 
     def _timed(self, name: str, work: Callable[[], Any]) -> Any:
         begun = time.monotonic()
