@@ -687,3 +687,11 @@ def test_the_plan_says_what_a_partial_set_lacks_and_that_a_set_is_suspicious(sto
     wait_a_second()
     assert command.run(stores, "create", "--component", "config").returncode == 3
     assert "suspicious: config shrank by" in command.good(stores, "restore", "latest", "--dry-run").stdout
+
+
+def test_a_set_of_the_configuration_keeps_no_monitor_quiet(stores: Stores) -> None:
+    command.create(stores, "--component", "config")
+    done = command.run(stores, "check", "--max-age", "26h")
+    assert done.returncode == 1
+    assert "no verified set of postgresql, redis, qdrant, config" in done.stdout
+    command.good(stores, "check", "--max-age", "26h", "--set", "components=config")

@@ -49,14 +49,16 @@ def check(settings: Settings, reporter: Reporter, max_age: timedelta | None = No
     if ready.needed <= ready.free:
         checked.good.append(f"disk: {human_size(ready.free)} free, {human_size(ready.needed)} needed ({ready.basis})")
     if max_age is not None:
-        _freshness(checked, directory, max_age)
+        _freshness(checked, directory, max_age, settings.components)
     return checked
 
 
-def _freshness(checked: Checked, directory: Any, max_age: timedelta) -> None:
-    good = freshness.newest_good(directory)
+def _freshness(checked: Checked, directory: Any, max_age: timedelta, components: list[str]) -> None:
+    good = freshness.newest_good(directory, components)
     if good is None:
-        checked.problems.append(f"there is no verified set in {directory}: make one with agentmem-backup create")
+        checked.problems.append(
+            f"there is no verified set of {', '.join(components)} in {directory}: make one with agentmem-backup create"
+        )
     elif clock.now() - clock.id_time(good.id) > max_age:
         checked.problems.append(
             f"the newest verified set, {good.id}, is {clock.age(clock.id_time(good.id))} old: "
