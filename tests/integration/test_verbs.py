@@ -695,3 +695,20 @@ def test_a_set_of_the_configuration_keeps_no_monitor_quiet(stores: Stores) -> No
     assert done.returncode == 1
     assert "no verified set of postgresql, redis, qdrant, config" in done.stdout
     command.good(stores, "check", "--max-age", "26h", "--set", "components=config")
+
+
+def test_a_terminal_that_knows_no_check_mark_ends_no_backup(stores: Stores) -> None:
+    env = {"PYTHONIOENCODING": "latin-1", "DB_PASSWORD": "wrong"}
+    done = command.run(stores, "check", env=env)
+    assert done.returncode == 1
+    assert "\\u2713" in done.stdout
+    assert "unexpected" not in done.stderr + done.stdout
+
+
+def test_a_name_with_a_line_of_its_own_stays_in_one_line_of_the_log(stores: Stores) -> None:
+    with stores.postgres.connect_application(autocommit=True) as connection:
+        connection.execute('CREATE TABLE "x\n2025-01-01T00:00:00.000Z INFO set verified" ()')
+    done = command.good(stores, "create", "--component", "postgresql", "--set", "postgresql.exclude_tables=public.x*")
+    log = (stores.log_dir / "backup.log").read_text().splitlines()
+    assert "\\n2025-01-01" in done.stderr
+    assert not [line for line in log if line.startswith("2025-01-01")]

@@ -9,6 +9,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 verification failed or sus
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -465,6 +466,9 @@ class _explained:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's own) and return its exit code. Never raises."""
     process.stop_on_signals()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a ✓ that a Latin-1 terminal does not know must not end a backup
+            stream.reconfigure(errors="backslashreplace")
     try:
         arguments = parser().parse_args(argv)
         code: int = arguments.run(arguments)

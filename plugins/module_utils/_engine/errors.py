@@ -55,3 +55,8 @@ def one_line(text: object, limit: int = 400) -> str:
     """Fold whatever a program or library said into one line of at most `limit` characters."""
     folded = " ".join(str(text).split())
     return folded if len(folded) <= limit else folded[: limit - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """`text` with what would move a terminal's cursor, break a log's line or hide a name written as an escape."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TextIO, TypeVar
 
 from . import clock
+from .errors import printable
 from .process import os_sentence
 from .progress import Collecting
 from .settings import MASK, Settings
@@ -60,6 +61,8 @@ class Log(Collecting):
     def _tell(self, level: str, text: str) -> str:
         """Write a line to the log; returns it masked. Call it under the guard."""
         text = self.masked(text)
+        if level != "TRACE":
+            text = printable(text)  # a table's name may hold a line of its own
         if self._log is not None:
             with contextlib.suppress(OSError):  # a full log disk must not fail a backup
                 self._log.write(f"{clock.iso(clock.now())} {level} {text}\n")
