@@ -797,8 +797,9 @@ def test_a_server_that_is_down_or_is_none(case: Case) -> None:
     assert "cannot be reached" in case.component.probe().problems[0]
     with pytest.raises(BackupError, match=r"cannot be reached.*QDRANT_URL"):
         case.dump()
-    case.settings.qdrant.url = "localhost:6333"
-    assert "is no address of a Qdrant" in case.component.probe().problems[0]
+    for address in ("localhost:6333", "http://", "http://[::1", "http://h:99999", " ", ","):
+        case.settings.qdrant.url = address
+        assert "is no address of a Qdrant" in case.component.probe().problems[0]
 
     class Other(BaseHTTPRequestHandler):
         def log_message(self, *__: object) -> None:

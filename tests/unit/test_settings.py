@@ -267,3 +267,15 @@ def test_every_setting_says_what_it_is() -> None:
     for name, option, __ in walk(Settings()):
         assert len(option.metadata["help"]) > 10, name
     assert len({os.fsencode(name) for name, __, __ in walk(Settings())}) == len(walk(Settings()))
+
+
+def test_an_ipv6_address_stands_in_brackets() -> None:
+    assert load(environment={"QDRANT_HOST": "::1"}).qdrant.urls() == ["http://[::1]:6333"]
+    assert load(environment={"QDRANT_URL": "http://[::1]:1/, http://b"}).qdrant.urls() == ["http://[::1]:1", "http://b"]
+
+
+def test_a_password_in_an_address_is_a_secret_too() -> None:
+    settings = load(environment={"QDRANT_URL": "http://me:geheim99@one:6333,http://two"})
+    assert "geheim99" in settings.secrets()
+    assert "geheim99" not in str(shown(settings))
+    assert "http://me:********@one:6333,http://two" in str(shown(settings))

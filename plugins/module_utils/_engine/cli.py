@@ -242,6 +242,8 @@ def _request(arguments: argparse.Namespace) -> Request:
     )
     components = arguments.component or (
         [name for name, chosen in (("postgresql", options.only_tables), ("qdrant", options.only_collections)) if chosen]
+        if not files
+        else []
     )
     before = clock.parse_moment(arguments.before) if arguments.before else None
     return Request(arguments.id or "", before, files, components, options)

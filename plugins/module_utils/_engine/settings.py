@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from .process import os_sentence
 
 DEFAULT_FILE = Path("/etc/agentmem-backup/config.yml")
 MASK = "********"
+_PASSWORD_IN_URL = re.compile(r"://[^/@:,\s]*:([^/@,\s]+)@")
 
 
 def _option(default: Any, help_text: str, *, env: str = "", secret: bool = False, choices: tuple[str, ...] = ()) -> Any:
@@ -94,7 +96,8 @@ class QdrantSettings:
         """The addresses of all peers, without a trailing slash."""
         if self.url:
             return [part.strip().rstrip("/") for part in self.url.split(",") if part.strip()]
-        return [f"http://{self.host}:{self.port}"]
+        host = f"[{self.host}]" if ":" in self.host else self.host  # RFC 3986: an IPv6 address stands in brackets
+        return [f"http://{host}:{self.port}"]
 
 
 @dataclass
@@ -145,7 +148,8 @@ class Settings:
 
     def secrets(self) -> list[str]:
         """Every secret value that is set: nothing that is printed or logged may contain one."""
-        return [str(value) for __, option, value in walk(self) if option.metadata["secret"] and value]
+        named = [str(value) for __, option, value in walk(self) if option.metadata["secret"] and value]
+        return named + [word for address in (self.qdrant.url, self.health_url) for word in _PASSWORD_IN_URL.findall(address)]
 
 
 Option = dataclasses.Field[Any]
@@ -314,5 +318,7 @@ def shown(settings: Settings) -> list[tuple[str, str, str]]:
     rows = []
     for name, option, value in walk(settings):
         text = MASK if option.metadata["secret"] and value else ",".join(value) if isinstance(value, list) else str(value)
+        for password in _PASSWORD_IN_URL.findall(text):
+            text = text.replace(f":{password}@", f":{MASK}@")
         rows.append((name, text, settings.sources.get(name, "default")))
     return rows

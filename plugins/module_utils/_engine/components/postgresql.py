@@ -120,6 +120,7 @@ _REFUSALS = (
     ("password authentication failed", "refuses the password of role {user}: set DB_PASSWORD (or PGPASSFILE)"),
     ("no password supplied", "wants a password for role {user}: set DB_PASSWORD (or PGPASSFILE)"),
     ("fe_sendauth", "wants a password for role {user}: set DB_PASSWORD (or PGPASSFILE)"),
+    ("root certificate file", "cannot be trusted ({said}): check DB_SSLROOTCERT"),
     ("does not exist", "refuses the connection ({said}): check DB_NAME and DB_USER"),
     ("is not permitted to log in", "does not let role {user} log in: ALTER ROLE … LOGIN, or set DB_USER"),
     ("no pg_hba.conf entry", "does not accept role {user} from this host: allow it in pg_hba.conf ({said})"),

@@ -112,6 +112,14 @@ def patiently(action: Callable[[], Result], *, grace_s: float = 0) -> Result:
             return done.result()
 
 
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # an IPv6 address without its bracket, a port that is none
+        return False
+
+
 class Node:
     """One peer of a cluster, or a server on its own. `name` is the peer's id in a cluster of several, else empty."""
 
@@ -229,8 +237,6 @@ class Node:
 
     def trouble(self) -> str | None:
         """Why this node cannot be worked with (a sentence), or None. A `/` that answers proves nothing about the key."""
-        if urlsplit(self.url).scheme not in ("http", "https"):
-            return f"{self.shown} is no address of a Qdrant: QDRANT_URL looks like http://host:6333"
         try:
             self.greet()
             self.collections()
@@ -531,7 +537,12 @@ class QdrantComponent(Component):
         """One node for each URL, known to be peers of one cluster or a server on its own. Raises BackupError."""
         require("httpx")
         self._check_key()
-        nodes = [Node(url, self.options) for url in self.options.urls()]
+        urls = self.options.urls()
+        for url in urls or [self.options.url]:
+            if not _is_address(url):
+                shown = one_line(url.rpartition("@")[2], 100)
+                raise BackupError(f"'{shown}' is no address of a Qdrant: QDRANT_URL looks like http://host:6333")
+        nodes = [Node(url, self.options) for url in urls]
         try:
             if problems := [problem for node in nodes if (problem := node.trouble())]:
                 raise BackupError("; ".join(problems))
