@@ -10,9 +10,11 @@ started again; else the plan says that what is written during the switch is lost
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from . import hooks, process
+from .errors import BackupError
 from .progress import Reporter
 from .settings import Settings
 
@@ -40,9 +42,28 @@ def closed(settings: Settings, reporter: Reporter, facts: Mapping[str, object]) 
             stopped.append(unit)
             process.run([process.find("systemctl", "systemd"), "stop", unit], timeout_s=120)
         yield
-    finally:
-        process.resume()
-        for unit in reversed(stopped):
-            reporter.step(f"starting {unit}")
-            process.run([process.find("systemctl", "systemd"), "start", unit], timeout_s=120)
-        hooks.run(settings, "release", reporter, facts)
+    except BaseException:
+        for trouble in _open_again(settings, reporter, facts, stopped):  # must not hide why the restore failed
+            reporter.warn(str(trouble))
+        raise
+    if troubles := _open_again(settings, reporter, facts, stopped):
+        raise BackupError("; ".join(map(str, troubles)))
+
+
+def _open_again(settings: Settings, reporter: Reporter, facts: Mapping[str, object], stopped: list[str]) -> list[BackupError]:
+    """Start every unit that was stopped and run the release hook, each whatever became of the others; what failed."""
+    process.resume()
+
+    def start(unit: str) -> None:
+        reporter.step(f"starting {unit}")
+        process.run([process.find("systemctl", "systemd"), "start", unit], timeout_s=120)
+
+    steps: list[Callable[[], object]] = [partial(start, unit) for unit in reversed(stopped)]
+    steps.append(partial(hooks.run, settings, "release", reporter, facts))
+    troubles = []
+    for step in steps:
+        try:
+            step()
+        except BackupError as error:
+            troubles.append(error)
+    return troubles
