@@ -712,3 +712,18 @@ def test_a_name_with_a_line_of_its_own_stays_in_one_line_of_the_log(stores: Stor
     log = (stores.log_dir / "backup.log").read_text().splitlines()
     assert "\\n2025-01-01" in done.stderr
     assert not [line for line in log if line.startswith("2025-01-01")]
+
+
+def test_a_full_disk_under_the_log_or_the_output_fails_no_backup(stores: Stores) -> None:
+    (stores.log_dir / "backup.log").unlink(missing_ok=True)
+    (stores.log_dir / "backup.log").symlink_to("/dev/full")
+    command.create(stores, "--component", "config")
+    wait_a_second()
+    script = 'exec "$0" create --component config >/dev/full'  # as cron does, on a full disk
+    done = command.run(stores, str(command.BIN / "agentmem-backup"), program=("sh", "-c", script))
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = json.loads(command.good(stores, "list", "--json").stdout)
+    assert [row["verdict"] for row in rows] == ["verified", "verified"]
+    listed = command.run(stores, str(command.BIN / "agentmem-backup"), program=("sh", "-c", 'exec "$0" list >/dev/full'))
+    assert listed.returncode == 1
+    assert listed.stderr.startswith("agentmem-backup: writing the output failed: the disk is full")

@@ -485,6 +485,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
+    except OSError as error:
+        where = f"using {error.filename}" if error.filename else "writing the output"
+        sys.stderr.write(f"agentmem-backup: {process.os_sentence(error, where)}\n")
+        return 1
     except Exception as error:
         from .errors import one_line
 

@@ -47,12 +47,16 @@ class Console(Log):
         return text
 
     def _say(self, text: str, stream: TextIO) -> None:
-        with contextlib.suppress(BrokenPipeError):
+        try:
             if self._bars is not None:
                 self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
             else:
                 stream.write(f"{text}\n")
                 stream.flush()
+        except OSError:
+            # Nobody reads, or the disk is full that cron writes our lines to: that must not fail a backup. What waits in
+            # the stream would fail its next flush as well.
+            _silence(stream)
 
     def ask(self, question: str) -> str:
         """Ask a person and return the answer, stripped; nothing where the input has ended. Bars would hide the question."""
@@ -85,6 +89,13 @@ class Console(Log):
         with self._guard:
             self._end_bars()
         super().__exit__()
+
+
+def _silence(stream: TextIO) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        nothing = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nothing, stream.fileno())
+        os.close(nothing)
 
 
 def _progress_bars() -> Any:

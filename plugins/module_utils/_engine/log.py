@@ -96,5 +96,6 @@ class Log(Collecting):
     def close(self) -> None:
         """Close the file."""
         if self._log is not None:
-            self._log.close()
+            with contextlib.suppress(OSError):  # what could not be written is tried again here
+                self._log.close()
             self._log = None
