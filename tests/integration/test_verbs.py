@@ -727,3 +727,12 @@ def test_a_full_disk_under_the_log_or_the_output_fails_no_backup(stores: Stores)
     listed = command.run(stores, str(command.BIN / "agentmem-backup"), program=("sh", "-c", 'exec "$0" list >/dev/full'))
     assert listed.returncode == 1
     assert listed.stderr.startswith("agentmem-backup: writing the output failed: the disk is full")
+
+
+def test_a_stray_file_among_the_work_in_progress_stops_nothing(stores: Stores) -> None:
+    stray = stores.backup_dir / ".staging" / "notes"
+    stray.parent.mkdir(mode=0o700)
+    stray.write_text("mine")
+    assert "left " + str(stray) in command.good(stores, "create", "--component", "config").stderr
+    assert command.good(stores, "list").stdout.count("verified") == 1
+    assert stray.read_text() == "mine"

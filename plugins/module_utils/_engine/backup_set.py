@@ -332,6 +332,9 @@ def recover(backup_dir: Path, clean_up: Callable[[dict[str, Any]], None]) -> lis
     told: list[str] = []
     root = backup_dir / STAGING
     for path in sorted(root.iterdir()) if root.is_dir() else []:
+        if path.is_symlink() or not path.is_dir():
+            told.append(f"left {path} as it is: it is none of ours; look at it and remove it by hand")
+            continue
         steps = journal.read(path / "journal")
         troubles = []
         for step in reversed(steps):

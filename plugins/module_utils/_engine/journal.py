@@ -63,7 +63,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The whole lines of the journal at `path`, oldest first; no journal is an empty one."""
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     steps = []
     for line in content.split(b"\n"):
