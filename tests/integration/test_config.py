@@ -434,6 +434,10 @@ def test_a_backup_directory_inside_the_configuration_is_left_out(case: Case) -> 
     source = case.dump()
     with tarfile.open(source.path) as archive:
         assert not any("backups" in name for name in archive.getnames())
+    # The old directory is renamed as a whole, and the sets would go with it.
+    problems = case.component().plan_restore(source, RestoreOptions()).problems
+    assert len(problems) == 1
+    assert f"the backup directory {case.backups} lies inside {case.directory}" in problems[0]
 
 
 # --- files that change

@@ -248,6 +248,12 @@ class ConfigComponent(Component):
             )
         else:
             plan.lines.append(f"{target} is replaced by {count}; the old one is kept as {shown(placement.previous)}")
+        backups = os.path.realpath(os.fsencode(self.settings.backup_dir))
+        if f"{text(backups)}/".startswith(f"{text(os.path.realpath(placement.target))}/"):
+            plan.problems.append(
+                f"the backup directory {shown(backups)} lies inside {target}, which is to be replaced, and would go with it: "
+                "move it elsewhere (BACKUP_DIR), and restore from there"
+            )
         above = _existing(os.path.dirname(placement.target))
         if not os.access(above, os.W_OK | os.X_OK):
             plan.problems.append(f"{shown(above)} cannot be written to: run the restore as root")
