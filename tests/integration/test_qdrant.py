@@ -403,6 +403,7 @@ def test_restoring_beside_with_a_prefix_leaves_the_live_data(filled: Case) -> No
     source = filled.dump(CONTENT)
     filled.damage()
     live = filled.facts()
+    assert "takes no name with '/' in it" in filled.plan(source, collection_prefix="a/").problems[0]
     filled.restore(source, collection_prefix="copy_")
     now = filled.facts()
     assert {name: fact for name, fact in now.items() if "copy_" not in name} == live

@@ -112,6 +112,10 @@ def patiently(action: Callable[[], Result], *, grace_s: float = 0) -> Result:
             return done.result()
 
 
+_REFUSED_IN_NAMES = frozenset('<>:"/\\|?*\0\x1f')
+"""What Qdrant 1.18.3 answers 422 to in a collection's name: "collection name cannot contain … char"."""
+
+
 def _is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
@@ -1528,6 +1532,8 @@ class QdrantRestoration(Restoration):
                 problems.append(
                     f"there is no collection {', '.join(unknown)} in the backup: it holds {', '.join(sorted(known)) or 'none'}"
                 )
+        if refused := sorted(_REFUSED_IN_NAMES.intersection(self.options.collection_prefix)):
+            problems.append(f"Qdrant takes no name with {' '.join(map(repr, refused))} in it: give another collection prefix")
         aliases, present = first.aliases(), set(first.collections())
         for target in self.targets:
             if target.name in aliases:
