@@ -75,7 +75,8 @@ def page(found: Findings) -> str:
         "## What was run",
         "Ours: `agentmem-backup create`, `create --fingerprint content`, `restore latest --yes`, `verify latest`, `--version`, "
         "`list`, as programs of their own, the start of Python included. The dump alone is the engine's in a child process, "
-        "timed from opening the cut to the closed and flushed file. The peers, literally:",
+        "timed from opening the cut to the closed and flushed file. Modules and playbooks are runs of `ansible-playbook` from "
+        "start to end, on this machine over the connection `local`, with one task each. The peers, literally:",
         _literally(),
     ]
     return "\n\n".join(parts) + "\n"
