@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from agentmem_backup import process
 from agentmem_backup.components import postgresql
@@ -240,6 +241,39 @@ def test_abort_after_the_end_says_that_it_is_too_late(store: Store) -> None:
     restoration.complete()
     with pytest.raises(BackupError, match="already the restored one; the old one is agentmem__before_"):
         restoration.abort()
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_connection_lost_at_the_last_commit_says_what_is_live(store: Store, committed: bool) -> None:
+    source = store.dump()
+    execute(store.server, "CREATE TABLE written_since (i integer)")
+    restoration = store.new().restoration(source, RestoreOptions())
+    restoration.prepare()
+    restoration.commit()
+    switch = restoration._switch
+    assert switch is not None
+
+    class Breaking:
+        """The connection, which breaks at COMMIT: before or after the server took it."""
+
+        def execute(self, text: str) -> None:
+            switch.execute("COMMIT" if committed else "ROLLBACK")
+            raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+        def close(self) -> None:
+            switch.close()
+
+    restoration._switch = Breaking()  # type: ignore[assignment]
+    if committed:
+        restoration.complete()
+        assert "the restored one; the old data lies in" in restoration.state()
+    else:
+        with pytest.raises(BackupError, match="making the renamed databases final"):
+            restoration.complete()
+        assert "the old one, untouched" in restoration.state()
+    gone = "SELECT to_regclass('written_since') IS NULL"
+    with store.server.connect_application() as connection:
+        assert connection.execute(gone).fetchone() == (committed,)
 
 
 def test_a_killed_run_is_cleaned_up_by_its_journal(store: Store) -> None:

@@ -1249,6 +1249,7 @@ class PostgresqlRestoration(Restoration):
         self._new = self._old = ""
         self._made = False
         self._switch: Connection | None = None
+        self._new_oid: int | None = None
         self._final = False
 
     # Beside the live data
@@ -1375,13 +1376,13 @@ class PostgresqlRestoration(Restoration):
             self._switch.execute("BEGIN")
             if target.live_oid is not None:
                 self._rename(self._switch, target.live, self._old, target.live_oid)
-            new_oid = value(self._switch, "SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = %s", [self._new])
-            self._rename(self._switch, self._new, target.live, new_oid)
+            self._new_oid = value(self._switch, "SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = %s", [self._new])
+            self._rename(self._switch, self._new, target.live, self._new_oid)
             limit = (target.database or {}).get("connection_limit", -1)
             if limit != -1:
                 self._switch.execute(statement("ALTER DATABASE {} CONNECTION LIMIT {}", identifier(target.live), str(int(limit))))
 
-    def _rename(self, connection: Connection, name: str, new_name: str, oid: int) -> None:
+    def _rename(self, connection: Connection, name: str, new_name: str, oid: int | None) -> None:
         """Rename while a second session ends whoever is connected; clients that come back at once wait for the rename."""
         import psycopg
 
@@ -1401,11 +1402,23 @@ class PostgresqlRestoration(Restoration):
         """COMMIT: from now on the restored database is the live one."""
         if self._switch is None:
             raise BackupError("the switch of PostgreSQL was not begun")
-        with self._access.answered("making the renamed databases final"):
-            self._switch.execute("COMMIT")
+        try:
+            with self._access.answered("making the renamed databases final"):
+                self._switch.execute("COMMIT")
+        except BackupError:
+            # A connection that breaks now does not tell whether the server had committed before.
+            if not self._switched():
+                raise
         self._final, self._made = True, False
         self._switch.close()
         self._switch = None
+
+    def _switched(self) -> bool:
+        """Whether the live name belongs to the restored database, as a new connection sees it."""
+        looking = self._access.answered(f"looking which database is {self._target.live} now")
+        with contextlib.closing(self._access.connect(self._target.maintenance)) as connection, looking:
+            query = "SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = %s"
+            return rows(connection, query, [self._target.live]) == [(self._new_oid,)]
 
     def abort(self) -> None:
         """Take the renames back and drop the new database. Raises BackupError once the switch is final."""
@@ -1482,7 +1495,7 @@ def _new_file(path: Path) -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def _ending_sessions(access: Access, maintenance: str, oid: int) -> Iterator[None]:
+def _ending_sessions(access: Access, maintenance: str, oid: int | None) -> Iterator[None]:
     """End the sessions of a database again and again, from a connection of our own, for the length of the block."""
     enough = threading.Event()
     connection = access.connect(maintenance)
