@@ -1415,8 +1415,10 @@ class PostgresqlRestoration(Restoration):
 
     def _switched(self) -> bool:
         """Whether the live name belongs to the restored database, as a new connection sees it."""
-        looking = self._access.answered(f"looking which database is {self._target.live} now")
-        with contextlib.closing(self._access.connect(self._target.maintenance)) as connection, looking:
+        with (
+            contextlib.closing(self._access.connect(self._target.maintenance)) as connection,
+            self._access.answered(f"looking which database is {self._target.live} now"),
+        ):
             query = "SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = %s"
             return rows(connection, query, [self._target.live]) == [(self._new_oid,)]
 
