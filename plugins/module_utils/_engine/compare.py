@@ -38,6 +38,8 @@ class Compared:
     @property
     def doubts(self) -> list[str]:
         """Everything that was not compared, and why: it is never counted as equal."""
+        if not self.comparisons:
+            return [f"{self.name} holds nothing that could be compared"]
         found = [f"{name}: not compared: {text}" for name, one in self.comparisons.items() for text in one.not_compared]
         return found + [
             f"{name}: nothing was compared"

@@ -172,6 +172,11 @@ def test_nothing_compared_is_never_equal(monkeypatch):
     assert why == "it is not proven that the live data is equal: config: nothing was compared"
 
 
+def test_a_backup_of_nothing_is_never_equal(monkeypatch):
+    _told, why = why_restore(monkeypatch, {})
+    assert why == "it is not proven that the live data is equal: 20250103_120000 holds nothing that could be compared"
+
+
 def test_force_asks_nothing(monkeypatch):
     assert why_restore(monkeypatch, {"redis": Comparison(compared=7)}, force=True) == ({}, "force is set")
 
