@@ -236,6 +236,12 @@ def value(connection: Connection, query: bytes | str, parameters: Sequence[Any] 
     return rows(connection, query, parameters)[0][0]
 
 
+def database_oid(connection: Connection, name: str) -> int | None:
+    """The OID of a database; None where there is none of that name."""
+    found: int | None = value(connection, "SELECT (SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = %s)", [name])
+    return found
+
+
 def major_of(connection: Connection) -> int:
     """The server's major version."""
     return connection.info.server_version // 10000
@@ -981,9 +987,7 @@ class Assessment:
         createdb = value(connection, "SELECT rolcreatedb OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user")
         live = database_facts(connection, target.live)
         if live is not None:
-            target.live_oid = int(
-                value(connection, "SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = %s", [target.live])
-            )
+            target.live_oid = database_oid(connection, target.live)
         recorded = self._entry.get("database")
         target.database = recorded or live
         target.like = recorded or live
@@ -1376,7 +1380,7 @@ class PostgresqlRestoration(Restoration):
             self._switch.execute("BEGIN")
             if target.live_oid is not None:
                 self._rename(self._switch, target.live, self._old, target.live_oid)
-            self._new_oid = value(self._switch, "SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = %s", [self._new])
+            self._new_oid = database_oid(self._switch, self._new)
             self._rename(self._switch, self._new, target.live, self._new_oid)
             limit = (target.database or {}).get("connection_limit", -1)
             if limit != -1:
@@ -1419,8 +1423,7 @@ class PostgresqlRestoration(Restoration):
             contextlib.closing(self._access.connect(self._target.maintenance)) as connection,
             self._access.answered(f"looking which database is {self._target.live} now"),
         ):
-            query = "SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = %s"
-            return rows(connection, query, [self._target.live]) == [(self._new_oid,)]
+            return database_oid(connection, self._target.live) == self._new_oid
 
     def abort(self) -> None:
         """Take the renames back and drop the new database. Raises BackupError once the switch is final."""
@@ -1808,7 +1811,7 @@ class PostgresqlComponent(Component):
 
         maintenance, connection = self.maintenance()
         with contextlib.closing(connection), self.access.answered(f"dropping database {name}"):
-            oid = value(connection, "SELECT (SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = %s)", [name])
+            oid = database_oid(connection, name)
             if oid is None:
                 return
             with _ending_sessions(self.access, maintenance, oid):

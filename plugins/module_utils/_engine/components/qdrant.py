@@ -1054,7 +1054,7 @@ class QdrantCut(Cut):
                 yield piece
 
         if self.level == CONTENT and self._undigested is None:
-            self._readings.start(collection, map(bytes, pieces()), what)
+            self._readings.start(collection, pieces(), what)
         else:
             for __ in pieces():
                 pass
@@ -1152,12 +1152,12 @@ class _Readings:
         self._number = 0
         self._running: tuple[_Collection, points.Reading] | None = None
 
-    def start(self, collection: _Collection, pieces: Iterator[bytes], what: str) -> None:
+    def start(self, collection: _Collection, pieces: Iterator[memoryview], what: str) -> None:
         """Read `pieces` to their end, and let a child digest what they hold."""
         folder = self._component.context.workdir / f"qdrant-points-{self._number}"
         self._number += 1
         try:
-            points.repack(pieces, folder, what)
+            points.repack(map(bytes, pieces), folder, what)  # a piece holds until the next, and a tar may keep it longer
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -1822,7 +1822,7 @@ class QdrantRestoration(Restoration):
                 made = self.component.snapshot(node, target.name)
                 try:
                     pieces = node.download(target.name, made["name"], int(made["size"]))
-                    readings.start(live, map(bytes, pieces), f"the snapshot {made['name']}")
+                    readings.start(live, pieces, f"the snapshot {made['name']}")
                 finally:
                     node.delete_snapshot(target.name, made["name"])
             readings.finish()
