@@ -20,9 +20,9 @@ import pytest
 import yaml
 
 from tests.support import compare
+from tests.support.collection import BIN, ansible_environment, tool
 from tests.support.servers import CHECKOUT, Stores, throwaway_directory
 
-BIN = Path(sys.executable).parent
 STORES = ("postgresql", "redis", "qdrant", "config")
 Task = Mapping[str, Any]
 
@@ -34,20 +34,9 @@ class Controller:
         self.directory = directory
         (directory / "ansible_collections" / "agentmem").mkdir(parents=True)
         (directory / "ansible_collections" / "agentmem" / "backup").symlink_to(CHECKOUT)
-        (directory / "ansible.cfg").touch()
 
     def environment(self, stores: Stores, extra: Mapping[str, str]) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "AGENTMEM_"))}
-        return {
-            **kept,
-            **stores.environment(),
-            "ANSIBLE_COLLECTIONS_PATH": str(self.directory),
-            "ANSIBLE_CONFIG": str(self.directory / "ansible.cfg"),
-            "ANSIBLE_HOME": str(self.directory / "home"),
-            "ANSIBLE_LOCAL_TEMP": str(self.directory / "home" / "tmp"),
-            "ANSIBLE_NOCOLOR": "1",
-            **extra,
-        }
+        return {**ansible_environment(self.directory), **stores.environment(), **extra}
 
     def command(self, tasks: Sequence[Task], python: str, *arguments: str) -> list[str]:
         """The command that runs `tasks` one after the other, failing or not, and writes their results to a file."""
@@ -65,18 +54,8 @@ class Controller:
     def run(self, stores: Stores, tasks: Sequence[Task], *arguments: str, python: str = "", **extra: str) -> list[Any]:
         """The tasks' results."""
         self.printed = ""
-        done = subprocess.run(
-            self.command(tasks, python or sys.executable, *arguments),
-            env=self.environment(stores, extra),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=280,
-            check=False,
-        )
-        self.printed = done.stdout
-        assert done.returncode == 0, done.stdout
+        command = self.command(tasks, python or sys.executable, *arguments)
+        self.printed = tool(*command, cwd=self.directory, env=self.environment(stores, extra))
         results: list[Any] = json.loads((self.directory / "results.json").read_text())
         return results
 

@@ -23,7 +23,7 @@ BIN = Path(sys.executable).parent
 
 def ansible_environment(directory: Path, collections: Path | None = None) -> dict[str, str]:
     """An environment in which Ansible sees no configuration and no collection but those named, and writes to `directory`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "AGENTMEM_"))}
     home = directory / "ansible-home"
     home.mkdir(exist_ok=True)
     (home / "ansible.cfg").touch()
