@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from agentmem_backup import cli
 from agentmem_backup import settings as module
 from agentmem_backup.errors import UsageError
 from agentmem_backup.settings import MASK, Settings, load, shown, walk
@@ -279,3 +281,142 @@ def test_a_password_in_an_address_is_a_secret_too() -> None:
     assert "geheim99" in settings.secrets()
     assert "geheim99" not in str(shown(settings))
     assert "http://me:********@one:6333,http://two" in str(shown(settings))
+
+
+# --- drop-ins, systemd's credential, instances
+
+
+def dropped(file: Path, name: str, content: str, mode: int = 0o600) -> Path:
+    path = file.with_suffix(".d") / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    path.chmod(mode)
+    return path
+
+
+def test_drop_ins_count_in_the_order_of_their_names_and_say_where_a_value_came_from(tmp_path: Path) -> None:
+    path = written(tmp_path, "retention_days: 1\ninstance: a\ncompression: zstd\n")
+    last = dropped(path, "20-b.yml", "retention_days: 3\nredis: {password: geheim}\n")
+    first = dropped(path, "10-a.yml", "retention_days: 2\ninstance: b\n", 0o644)
+    settings = load(path, {"REDIS_HOST": "elsewhere"})
+    assert (settings.retention_days, settings.instance, settings.compression) == (3, "b", "zstd")
+    assert settings.sources == {
+        "retention_days": str(last),
+        "instance": str(first),
+        "compression": str(path),
+        "redis.password": str(last),
+        "redis.host": "REDIS_HOST",
+    }
+    assert ("redis.password", MASK, str(last)) in shown(settings)
+
+
+def test_environment_and_command_line_win_over_drop_ins(tmp_path: Path) -> None:
+    path = written(tmp_path, "")
+    dropped(path, "a.yml", "postgresql: {host: d, port: 1}\n")
+    settings = load(path, {"DB_PORT": "2"}, {"postgresql.host": "c"})
+    assert (settings.postgresql.host, settings.postgresql.port) == ("c", 2)
+
+
+def test_only_visible_yml_files_are_drop_ins(tmp_path: Path) -> None:
+    path = written(tmp_path, "")
+    for name in (".ansible_tmpx-a.yml", "a.yml~", "a.yaml", "README", "a.yml.dpkg-old"):
+        dropped(path, name, "instance: [wrong\n")
+    assert load(path, {}).sources == {}
+
+
+def test_drop_ins_of_the_default_file_count_without_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "DEFAULT_FILE", tmp_path / "config.yml")
+    drop_in = dropped(tmp_path / "config.yml", "a.yml", "instance: blue\n")
+    settings = load(environment={})
+    assert (settings.instance, settings.sources["instance"]) == ("blue", str(drop_in))
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "sentence"),
+    [
+        ("retention_day: 3", 0o600, "has an unknown setting 'retention_day': did you mean 'retention_days'"),
+        ("retention_days: many", 0o600, "retention_days in {} must be a whole number, not 'many'"),
+        ("retention_days: [", 0o600, "the configuration {} is not valid YAML at line"),
+        ("- a", 0o600, "the configuration {} must be a mapping"),
+        ("redis: {password: x}", 0o644, "the configuration {} holds a secret and is open to others: chmod 600 {}"),
+        ("redis: {password: 0123}", 0o600, r"redis\.password in {} must be text: put it in quotes"),
+    ],
+)
+def test_a_bad_drop_in_is_told_by_its_own_path(tmp_path: Path, content: str, mode: int, sentence: str) -> None:
+    path = written(tmp_path, "instance: fine\n")
+    drop_in = dropped(path, "bad.yml", content, mode)
+    with pytest.raises(UsageError, match=sentence.replace("{}", str(drop_in)).replace("{ ", "{")) as caught:
+        load(path, {})
+    assert str(drop_in) in str(caught.value)
+
+
+def test_drop_ins_that_are_no_directory_are_told(tmp_path: Path) -> None:
+    path = written(tmp_path, "")
+    path.with_suffix(".d").write_text("")
+    with pytest.raises(UsageError, match=r"reading the configuration's drop-ins in .*config\.d failed"):
+        load(path, {})
+
+
+def test_systemds_credential_is_the_last_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "redis: {password: first, port: 1}\n")
+    dropped(path, "z.yml", "redis: {password: second}\n")
+    place = tmp_path / "credentials"
+    place.mkdir()
+    assert load(path, {"CREDENTIALS_DIRECTORY": str(place)}).redis.password == "second"
+    credential = place / "agentmem-backup.yml"
+    credential.write_text("redis: {password: third}\n")
+    credential.chmod(0o440)  # as systemd makes it for a service with User=
+    settings = load(path, {"CREDENTIALS_DIRECTORY": str(place)})
+    assert (settings.redis.password, settings.redis.port) == ("third", 1)
+    assert settings.sources["redis.password"] == str(credential)
+    assert load(path, {"CREDENTIALS_DIRECTORY": str(tmp_path / "gone")}).redis.password == "second"
+
+
+def test_an_instance_is_a_file_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "DEFAULT_FILE", tmp_path / "config.yml")
+    (tmp_path / "blue.yml").write_text("backup_dir: /b\n")
+    assert module.instance_file("blue") == tmp_path / "blue.yml"
+    assert module.instance_file("default") is None
+
+
+@pytest.mark.parametrize("name", ["config", "../x", "", "a/b", "-x", ".x", "ü", "a b", "a\nb", "x" * 65])
+def test_a_name_that_no_instance_can_have_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    monkeypatch.setattr(module, "DEFAULT_FILE", tmp_path / "config.yml")
+    with pytest.raises(UsageError, match="an instance cannot be named"):
+        module.instance_file(name)
+
+
+def test_an_instance_that_is_not_there_is_told_with_those_that_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "DEFAULT_FILE", tmp_path / "etc" / "config.yml")
+    with pytest.raises(UsageError, match=r"there is no instance 'blue': .*blue\.yml does not exist$"):
+        module.instance_file("blue")
+    (tmp_path / "etc").mkdir()
+    for name in ("config.yml", "green.yml", ".blue.yml", "red.d"):
+        (tmp_path / "etc" / name).touch()
+    with pytest.raises(UsageError, match=r"does not exist; there are default, green$"):
+        module.instance_file("blue")
+
+
+@pytest.mark.parametrize(
+    ("words", "instance", "directory"),
+    [
+        (["--instance", "blue", "config"], "blue", "/b"),
+        (["config", "--instance", "blue"], "blue", "/b"),
+        (["--instance=green", "config", "--instance", "blue"], "blue", "/b"),
+        (["--instance", "default", "config"], "default", "/d"),
+        (["config"], "default", "/d"),
+        (["config", "--instance", "other", "--config", "FILE"], "other", "/f"),
+    ],
+)
+def test_the_command_takes_an_instance_before_and_after_the_verb(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    words: list[str], instance: str, directory: str,
+) -> None:  # fmt: skip
+    for name in [name for name in os.environ if name.startswith(("BACKUP_", "DB_", "REDIS_", "QDRANT_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(module, "DEFAULT_FILE", tmp_path / "config.yml")
+    for name, place in (("config", "/d"), ("blue", "/b"), ("file", "/f")):
+        (tmp_path / f"{name}.yml").write_text(f"backup_dir: {place}\n")
+    assert cli.main([str(tmp_path / "file.yml") if word == "FILE" else word for word in [*words, "--json"]]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["instance"]["value"], told["backup_dir"]["value"]) == (instance, directory)

@@ -52,6 +52,10 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"agentmem-backup {__version__}")
     shared = _Parser(add_help=False)
+    for place, absent in ((top, ""), (shared, argparse.SUPPRESS)):  # after the verb, absent must not hide what stood before it
+        place.add_argument(
+            "--instance", metavar="NAME", default=absent, help="this AgentMem of several: reads /etc/agentmem-backup/NAME.yml"
+        )
     shared.add_argument(
         "--config", metavar="FILE", type=Path, help="configuration file (default: /etc/agentmem-backup/config.yml)"
     )
@@ -146,7 +150,7 @@ def _extract_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    from .settings import Settings, load, walk
+    from .settings import Settings, instance_file, load, walk
 
     known = {name: option for name, option, __ in walk(Settings())}
     given: dict[str, Any] = {}
@@ -165,7 +169,12 @@ def _settings(arguments: argparse.Namespace) -> Settings:
             given[name] = getattr(arguments, attribute)
     if arguments.verb in ("create", "check") and getattr(arguments, "component", None):
         given["components"] = [name for name in COMPONENTS if name in arguments.component]
-    return load(arguments.config, command_line=given)
+    file = arguments.config
+    if arguments.instance:
+        named = instance_file(arguments.instance) if file is None else None
+        file = file or named
+        given["instance"] = arguments.instance
+    return load(file, command_line=given)
 
 
 def _console(settings: Settings, arguments: argparse.Namespace, *, log: bool = True) -> Console:

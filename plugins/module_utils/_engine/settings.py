@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Every setting, its type, its default, where it may come from and what it means: one field, one place.
 
-Order of precedence: the command line, the guide's environment variables, the configuration file
-(`/etc/agentmem-backup/config.yml`), the default. `load` tells for each value where it came from.
+Order of precedence: the command line, the guide's environment variables, systemd's credential, the drop-ins beside the
+configuration file (`config.d/*.yml`, later names first), that file (`/etc/agentmem-backup/config.yml`, or `NAME.yml` for
+the instance NAME), the default. `load` tells for each value where it came from.
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ from .errors import UsageError, one_line
 from .process import os_sentence
 
 DEFAULT_FILE = Path("/etc/agentmem-backup/config.yml")
+CREDENTIAL = "agentmem-backup.yml"
+"""Name of the systemd credential (LoadCredential=, LoadCredentialEncrypted=) that holds settings."""
+DEFAULT_INSTANCE = "default"
 MASK = "********"
+_INSTANCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_SOUND_SECRET = ("password", "api_key", "webhook")
 _PASSWORD_IN_URL = re.compile(r"://[^/@:,\s]*:([^/@,\s]+)@")
 
 
@@ -129,7 +135,7 @@ class Settings:
     log_dir: str = _option("/var/log/agentmem", "where backup.log is written", env="LOG_DIR")
     compression: str = _option("gzip", "gzip, as the guide has it, or zstd", choices=("gzip", "zstd"))
     compression_level: int = _option(6, "0 stores; up to 6 as fast as the disk; 7 to 9 smaller and slow", env="COMPRESSION_LEVEL")
-    instance: str = _option("default", "name of this AgentMem where a host has several")
+    instance: str = _option(DEFAULT_INSTANCE, "name of this AgentMem where a host has several")
     components: list[str] = _option(["postgresql", "redis", "qdrant", "config"], "stores to back up")
     fingerprint: str = _option("counts", "what is recorded of the data at the cut", choices=("counts", "content"))
     shrink_alarm_percent: float = _option(30.0, "a store that shrank by more than this makes a set suspicious")
@@ -226,7 +232,8 @@ def _assign(settings: Settings, name: str, value: Any) -> None:
     setattr(getattr(settings, section) if section else settings, inner, value)
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def _read_file(path: Path) -> tuple[dict[str, Any], int]:
+    """(setting → value as YAML has it, the file's mode)."""
     import yaml
 
     try:
@@ -249,9 +256,78 @@ def _read_file(path: Path) -> dict[str, Any]:
             flat.update({f"{key}.{inner}": one for inner, one in value.items()})
         else:
             flat[str(key)] = value
-    if mode & (stat.S_IRWXO | stat.S_IWGRP) and any(part.endswith(("password", "api_key", "webhook")) for part in flat):
+    return flat, mode
+
+
+def instance_file(name: str) -> Path | None:
+    """The configuration file of the instance `name`; None for the default one, whose file may be absent.
+
+    Raises UsageError where there can be no such instance, or is none.
+    """
+    if name == DEFAULT_INSTANCE:
+        return None
+    place = DEFAULT_FILE.parent
+    if not _INSTANCE.fullmatch(name) or name == DEFAULT_FILE.stem:
+        raise UsageError(
+            f"an instance cannot be named {one_line(name, 60)!r}: letters, digits, _ . and - make a name, and config is none"
+        )
+    path = place / f"{name}.yml"
+    try:
+        there = sorted(one.name for one in os.scandir(place))
+    except FileNotFoundError:
+        there = []
+    except OSError as error:
+        raise UsageError(os_sentence(error, f"reading {place}")) from error
+    if path.name not in there:
+        others = [one[:-4] for one in there if one.endswith(".yml") and not one.startswith(".") and one != DEFAULT_FILE.name]
+        known = f"; there are {', '.join([DEFAULT_INSTANCE, *others])}" if others else ""
+        raise UsageError(f"there is no instance {name!r}: {path} does not exist{known}")
+    return path
+
+
+def files_of(file: Path | None, environment: Mapping[str, str]) -> list[Path]:
+    """The files that a run's settings come from, the winning one last: the configuration, its drop-ins, the credential.
+
+    systemd tells a service by CREDENTIALS_DIRECTORY where its credentials lie (systemd.exec(5)).
+    """
+    path = file or DEFAULT_FILE
+    found = [path] if file is not None or _is_there(path) else []
+    beside = path.with_suffix(".d")
+    try:
+        names = sorted(entry.name for entry in os.scandir(beside))
+    except FileNotFoundError:
+        names = []
+    except OSError as error:
+        raise UsageError(os_sentence(error, f"reading the configuration's drop-ins in {beside}")) from error
+    # Hidden ones are what editors and Ansible are still writing.
+    found += [beside / name for name in names if name.endswith(".yml") and not name.startswith(".")]
+    if environment.get("CREDENTIALS_DIRECTORY"):
+        credential = Path(environment["CREDENTIALS_DIRECTORY"]) / CREDENTIAL
+        found += [credential] if _is_there(credential) else []
+    return found
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UsageError(os_sentence(error, f"reading the configuration {path}")) from error
+    return True
+
+
+def _take_file(settings: Settings, options: Mapping[str, Option], path: Path) -> None:
+    flat, mode = _read_file(path)
+    known = [name for name in flat if name in options and options[name].metadata["secret"]]
+    if mode & (stat.S_IRWXO | stat.S_IWGRP) and (known or any(name.endswith(_SOUND_SECRET) for name in flat)):
         raise UsageError(f"the configuration {path} holds a secret and is open to others: chmod 600 {path}")
-    return flat
+    for name, value in flat.items():
+        if name not in options:
+            close = difflib.get_close_matches(name, options, 1)
+            raise UsageError(f"{path} has an unknown setting {name!r}" + (f": did you mean {close[0]!r}?" if close else ""))
+        _assign(settings, name, _convert(name, options[name], value, str(path)))
+        settings.sources[name] = str(path)
 
 
 def load(
@@ -263,22 +339,15 @@ def load(
 ) -> Settings:
     """The settings of a run.
 
-    `file` must exist where it is named; the default one may be absent. `command_line` maps dotted names to values and
-    leaves out what was not given; `given_by` is what errors call it. Raises UsageError that names the setting, its source
-    and what it must be.
+    `file` must exist where it is named; the default one may be absent. Files beside it count too (see `files_of`).
+    `command_line` maps dotted names to values and leaves out what was not given; `given_by` is what errors call it.
+    Raises UsageError that names the setting, its source and what it must be.
     """
     environment = os.environ if environment is None else environment
     settings = Settings()
     options = {name: option for name, option, __ in walk(settings)}
-    named = file is not None
-    path = file or DEFAULT_FILE
-    if named or path.exists():
-        for name, value in _read_file(path).items():
-            if name not in options:
-                close = difflib.get_close_matches(name, options, 1)
-                raise UsageError(f"{path} has an unknown setting {name!r}" + (f": did you mean {close[0]!r}?" if close else ""))
-            _assign(settings, name, _convert(name, options[name], value, str(path)))
-            settings.sources[name] = str(path)
+    for path in files_of(file, environment):
+        _take_file(settings, options, path)
     for name, option in options.items():
         variable = option.metadata["env"]
         if variable and environment.get(variable, "") != "":
