@@ -151,6 +151,19 @@ def test_truth_has_many_words(text: str, meant: bool) -> None:
         ("postgresql: {port: 70000}", r"postgresql\.port must lie between 1 and 65535"),
         ("redis: {port: 0}", r"redis\.port must lie between 1 and 65535"),
         ("qdrant: {port: 99999}", r"qdrant\.port must lie between 1 and 65535"),
+        ("lock_wait_s: -1", r"^lock_wait_s must lie between 0 and 604800, not -1\.0 \(from .*config\.yml\)$"),
+        ("lock_wait_s: 1e9", "lock_wait_s must lie between 0 and 604800"),
+        ("retention_days: 99999999999", "retention_days must be at most 36500, not 99999999999"),
+        ("shrink_alarm_percent: -5", "shrink_alarm_percent must lie between 0 and 100"),
+        ("shrink_alarm_percent: 101", "shrink_alarm_percent must lie between 0 and 100"),
+        ("postgresql: {jobs: -2}", r"postgresql\.jobs must lie between 0 and 256"),
+        ("postgresql: {lock_attempts: 0}", r"postgresql\.lock_attempts must lie between 1 and 1000"),
+        ("postgresql: {lock_timeout_s: 0}", r"postgresql\.lock_timeout_s must lie between 0\.1 and 3600"),
+        ("redis: {save_timeout_s: -1}", r"redis\.save_timeout_s must lie between 1 and 604800"),
+        ("qdrant: {timeout_s: 0}", r"qdrant\.timeout_s must lie between 1 and 604800"),
+        ("hooks: {timeout_s: -0.5}", r"hooks\.timeout_s must lie between 1 and 604800"),
+        (f"postgresql: {{database: {'a' * 64}}}", r"postgresql\.database must have at most 63 bytes, not 64: .* \(from .*\)$"),
+        (f"postgresql: {{user: {'ä' * 32}}}", r"postgresql\.user must have at most 63 bytes, not 64"),
         ("- a\n- b", "must be a mapping of settings"),
         ("just words", "must be a mapping of settings"),
         ("a: [1\nb: 2", r"is not valid YAML at line \d"),
@@ -169,6 +182,15 @@ def test_a_bad_file_is_told_with_setting_source_and_what_it_must_be(
         load(path, {})
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_every_number_has_bounds() -> None:
+    numbers = {name for name, option, __ in walk(Settings()) if str(option.type) in ("int", "float")}
+    assert {name for name, option, __ in walk(Settings()) if option.metadata["bounds"]} == numbers - {"retention_days"}
+
+
+def test_the_longest_name_that_postgresql_keeps_is_taken() -> None:
+    assert load(environment={"DB_NAME": "a" * 63}).postgresql.database == "a" * 63
 
 
 def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:

@@ -34,9 +34,24 @@ _SOUND_SECRET = ("password", "api_key", "webhook")
 _PASSWORD_IN_URL = re.compile(r"://[^/@:,\s]*:([^/@,\s]+)@")
 
 
-def _option(default: Any, help_text: str, *, env: str = "", secret: bool = False, choices: tuple[str, ...] = ()) -> Any:
+_PORTS = (1, 65535)
+_WAITS = (1, 7 * 86400)
+"""Seconds: what waits longer than a week is never ended by anybody."""
+_LONGEST_NAME = 63
+"""Bytes. PostgreSQL cuts longer names without a word (NAMEDATALEN; its documentation, "Identifiers and Key Words")."""
+
+
+def _option(
+    default: Any,
+    help_text: str,
+    *,
+    env: str = "",
+    secret: bool = False,
+    choices: tuple[str, ...] = (),
+    bounds: tuple[float, float] | None = None,
+) -> Any:
     # pylint: disable=invalid-field-call  # it is called in the bodies of the dataclasses below, and nowhere else
-    metadata = {"env": env, "secret": secret, "choices": choices, "help": help_text}
+    metadata = {"env": env, "secret": secret, "choices": choices, "bounds": bounds, "help": help_text}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -47,18 +62,20 @@ class PostgresqlSettings:
     """Where PostgreSQL is and what of it is backed up. Empty values leave the matter to libpq (PGPASSFILE, PGSERVICE)."""
 
     host: str = _option("localhost", "server's host name, address or socket directory", env="DB_HOST")
-    port: int = _option(5432, "server's port", env="DB_PORT")
+    port: int = _option(5432, "server's port", env="DB_PORT", bounds=_PORTS)
     database: str = _option("agentmem", "database to back up", env="DB_NAME")
     user: str = _option("agentmem", "role to connect as", env="DB_USER")
     password: str = _option("", "its password; empty: libpq's own ways", env="DB_PASSWORD", secret=True)
     sslmode: str = _option("", "libpq's sslmode; empty: libpq's default", env="DB_SSLMODE")
     sslrootcert: str = _option("", "certificate authority of the server", env="DB_SSLROOTCERT")
     bin_dir: str = _option("", "directory of pg_dump and pg_restore; empty: the server's own major is looked for")
-    lock_timeout_s: float = _option(10.0, "how long to wait for the tables' locks before letting go and trying again")
-    lock_attempts: int = _option(6, "how often to try for the locks")
+    lock_timeout_s: float = _option(
+        10.0, "how long to wait for the tables' locks before letting go and trying again", bounds=(0.1, 3600)
+    )
+    lock_attempts: int = _option(6, "how often to try for the locks", bounds=(1, 1000))
     include_tables: list[str] = _option([], "patterns of schema.table; only these are backed up")
     exclude_tables: list[str] = _option([], "patterns of schema.table that are left out")
-    jobs: int = _option(0, "parallel jobs of pg_restore; 0: one per processor, at most 4")
+    jobs: int = _option(0, "parallel jobs of pg_restore; 0: one per processor, at most 4", bounds=(0, 256))
     maintenance_database: str = _option("postgres", "database to connect to while the other is renamed")
 
 
@@ -67,7 +84,7 @@ class RedisSettings:
     """Where Redis is, and how its data is reached."""
 
     host: str = _option("localhost", "server's host name or address", env="REDIS_HOST")
-    port: int = _option(6379, "server's port", env="REDIS_PORT")
+    port: int = _option(6379, "server's port", env="REDIS_PORT", bounds=_PORTS)
     username: str = _option("", "ACL user; empty: the default user", env="REDIS_USERNAME")
     password: str = _option("", "its password", env="REDIS_PASSWORD", secret=True)
     data_dir: str = _option("", "server's data directory as seen from here; empty: as the server says", env="REDIS_DATA_DIR")
@@ -81,7 +98,7 @@ class RedisSettings:
     )
     include_keys: list[str] = _option([], "glob patterns of keys; only these are backed up")
     exclude_keys: list[str] = _option([], "glob patterns of keys that are left out")
-    save_timeout_s: float = _option(3600.0, "how long a BGSAVE may take")
+    save_timeout_s: float = _option(3600.0, "how long a BGSAVE may take", bounds=_WAITS)
 
 
 @dataclass
@@ -90,11 +107,11 @@ class QdrantSettings:
 
     url: str = _option("", "server's address, or those of all peers, separated by commas", env="QDRANT_URL")
     host: str = _option("localhost", "server's host, where no url is given", env="QDRANT_HOST")
-    port: int = _option(6333, "server's REST port, where no url is given", env="QDRANT_PORT")
+    port: int = _option(6333, "server's REST port, where no url is given", env="QDRANT_PORT", bounds=_PORTS)
     data_dir: str = _option("", "server's storage as seen from here, for checks of space", env="QDRANT_DATA_DIR")
     api_key: str = _option("", "key with full access", env="QDRANT_API_KEY", secret=True)
     cacert: str = _option("", "certificate authority of the server")
-    timeout_s: float = _option(3600.0, "how long one snapshot or upload may take")
+    timeout_s: float = _option(3600.0, "how long one snapshot or upload may take", bounds=_WAITS)
     include_collections: list[str] = _option([], "patterns of collections; only these are backed up")
     exclude_collections: list[str] = _option([], "patterns of collections that are left out")
 
@@ -123,7 +140,7 @@ class HookSettings:
     error: list[str] = _option([], "after a run that failed")
     fence: list[str] = _option([], "keeps the application from writing while a restore switches")
     release: list[str] = _option([], "ends what fence began")
-    timeout_s: float = _option(600.0, "how long a hook may take")
+    timeout_s: float = _option(600.0, "how long a hook may take", bounds=_WAITS)
 
 
 @dataclass
@@ -134,12 +151,14 @@ class Settings:
     retention_days: int = _option(30, "sets older than this are removed after a success", env="BACKUP_RETENTION_DAYS")
     log_dir: str = _option("/var/log/agentmem", "where backup.log is written", env="LOG_DIR")
     compression: str = _option("gzip", "gzip, as the guide has it, or zstd", choices=("gzip", "zstd"))
-    compression_level: int = _option(6, "0 stores; up to 6 as fast as the disk; 7 to 9 smaller and slow", env="COMPRESSION_LEVEL")
+    compression_level: int = _option(
+        6, "0 stores; up to 6 as fast as the disk; 7 to 9 smaller and slow", env="COMPRESSION_LEVEL", bounds=(0, 9)
+    )
     instance: str = _option(DEFAULT_INSTANCE, "name of this AgentMem where a host has several")
     components: list[str] = _option(["postgresql", "redis", "qdrant", "config"], "stores to back up")
     fingerprint: str = _option("counts", "what is recorded of the data at the cut", choices=("counts", "content"))
-    shrink_alarm_percent: float = _option(30.0, "a store that shrank by more than this makes a set suspicious")
-    lock_wait_s: float = _option(0.0, "how long to wait for another run")
+    shrink_alarm_percent: float = _option(30.0, "a store that shrank by more than this makes a set suspicious", bounds=(0, 100))
+    lock_wait_s: float = _option(0.0, "how long to wait for another run", bounds=(0, _WAITS[1]))
     services: list[str] = _option([], "systemd units of the application, stopped while a restore switches")
     health_url: str = _option("http://localhost:8080", "where the application answers /health after a restore; empty: not asked")
     notify_email: str = _option("", "where to send a message", env="NOTIFY_EMAIL")
@@ -367,19 +386,28 @@ def _check(settings: Settings) -> None:
             raise UsageError(f"there is no component {name!r}: choose from {', '.join(known)}")
     if not settings.components:
         raise UsageError("no component is chosen: choose from " + ", ".join(known))
-    if not 0 <= settings.compression_level <= 9:
-        raise UsageError(f"compression_level must lie between 0 and 9, not {settings.compression_level}")
     if settings.retention_days < 1:
         raise UsageError(f"retention_days must be at least 1, not {settings.retention_days}: a set must live to be restored")
+    if settings.retention_days > 36500:
+        raise UsageError(f"retention_days must be at most 36500, not {settings.retention_days}: that is a hundred years")
     if not Path(settings.backup_dir).is_absolute():
         raise UsageError(f"backup_dir must be an absolute path, not {settings.backup_dir!r}")
-    for name, value in (
-        ("postgresql.port", settings.postgresql.port),
-        ("redis.port", settings.redis.port),
-        ("qdrant.port", settings.qdrant.port),
-    ):
-        if not 0 < value < 65536:
-            raise UsageError(f"{name} must lie between 1 and 65535, not {value}")
+    for name, option, value in walk(settings):
+        bounds = option.metadata["bounds"]
+        if bounds and not bounds[0] <= value <= bounds[1]:
+            raise UsageError(f"{name} must lie between {bounds[0]} and {bounds[1]}, not {value}{_from(settings, name)}")
+    for name in ("database", "user", "maintenance_database"):
+        length = len(getattr(settings.postgresql, name).encode())
+        if length > _LONGEST_NAME:
+            raise UsageError(
+                f"postgresql.{name} must have at most {_LONGEST_NAME} bytes, not {length}: "
+                f"PostgreSQL would cut it and take another name{_from(settings, f'postgresql.{name}')}"
+            )
+
+
+def _from(settings: Settings, name: str) -> str:
+    source = settings.sources.get(name)
+    return f" (from {source})" if source else ""
 
 
 def shown(settings: Settings) -> list[tuple[str, str, str]]:
