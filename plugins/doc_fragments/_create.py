@@ -40,7 +40,8 @@ options:
     type: int
   retention_days:
     description:
-      - Sets older than this are removed after a success. The newest verified set always stays.
+      - Sets older than this are removed after a success, where the setting C(retention) is V(age), its default; with V(tiers),
+        C(keep_daily), C(keep_weekly) and C(keep_monthly) decide. The newest verified set always stays.
     type: int
   lock_wait:
     description:

@@ -34,7 +34,11 @@ def made(
 
 
 def doomed(directory: Path, days: int = 30) -> list[str]:
-    return [one.id for one in prune.plan(directory, days, NOW).doomed]
+    return [one.id for one in prune.plan(directory, prune.Rule(days), NOW).doomed]
+
+
+def in_tiers(directory: Path, daily: int = 7, weekly: int = 4, monthly: int = 12) -> prune.Plan:
+    return prune.plan(directory, prune.Rule(30, True, daily, weekly, monthly), NOW)
 
 
 def test_the_last_verified_set_of_a_store_outlives_newer_sets_of_other_stores(tmp_path: Path) -> None:
@@ -42,7 +46,7 @@ def test_the_last_verified_set_of_a_store_outlives_newer_sets_of_other_stores(tm
     small = made(tmp_path, 40, "config")
     made(tmp_path, 1, "config")
     assert doomed(tmp_path) == [older, small]
-    assert prune.plan(tmp_path, 30, NOW).reasons[old] == "kept: no newer verified set has postgresql, redis, qdrant"
+    assert prune.plan(tmp_path, prune.Rule(30), NOW).reasons[old] == "kept: no newer verified set has postgresql, redis, qdrant"
 
 
 def test_stores_may_be_replaced_by_different_newer_sets(tmp_path: Path) -> None:
@@ -57,7 +61,7 @@ def test_a_newer_set_that_is_not_verified_replaces_nothing(tmp_path: Path) -> No
     made(tmp_path, 3, verdict=history.FAILED)
     made(tmp_path, 2, "config")
     assert doomed(tmp_path) == []
-    assert "postgresql" in prune.plan(tmp_path, 30, NOW).reasons[old]
+    assert "postgresql" in prune.plan(tmp_path, prune.Rule(30), NOW).reasons[old]
 
 
 def test_a_filtered_set_replaces_only_what_was_filtered_alike(tmp_path: Path) -> None:
@@ -81,3 +85,66 @@ def test_for_ever_is_a_number_of_days_too(tmp_path: Path) -> None:
     made(tmp_path, 1)
     for days in (999_999, 10**12):
         assert doomed(tmp_path, days) == []
+        assert in_tiers(tmp_path, days, days, days).doomed == []
+
+
+def test_tiers_keep_the_guides_23_sets_of_two_years(tmp_path: Path) -> None:
+    for hours in range(12, 2 * 365 * 24, 24):
+        made(tmp_path, hours / 24)
+    plan = in_tiers(tmp_path)
+    kept = [one.id[:8] for one in backup_set.sets(tmp_path) if one not in plan.doomed]
+    # NOW is Sunday, the 1st of March, 00:00; the sets are of noon. Weeks end on Sundays; the one of 22 February is a day's
+    # already and takes no week's place, as that of 28 February takes no month's.
+    days = [f"202602{day}" for day in range(22, 29)]
+    weeks = ["20260125", "20260201", "20260208", "20260215"]
+    ends = ("0228", "0331", "0430", "0531", "0630", "0731", "0831", "0930", "1031", "1130", "1231")
+    months = [*(f"2025{end}" for end in ends), "20260131"]
+    assert kept == sorted([*days, *weeks, *months])
+    assert plan.reasons[kept[-1] + "_120000"] == "kept: daily set 1 of 7"
+    assert plan.reasons["20250330_120000"] == "removed: not among the last 7 daily, 4 weekly and 12 monthly sets"
+
+
+def test_tiers_keep_the_last_of_a_day_and_count_days_that_have_a_set(tmp_path: Path) -> None:
+    early, late = made(tmp_path, 20.4), made(tmp_path, 20.1)
+    other = made(tmp_path, 3)
+    plan = in_tiers(tmp_path, 2, 0, 0)
+    assert [one.id for one in plan.doomed] == [early]
+    assert plan.reasons[late] == "kept: daily set 2 of 2"
+    assert plan.reasons[other] == "kept: daily set 1 of 2"
+
+
+def test_in_tiers_only_verified_sets_take_a_place(tmp_path: Path) -> None:
+    good = made(tmp_path, 5.6)
+    bad = made(tmp_path, 5.5, verdict=history.FAILED)
+    ancient = made(tmp_path, 9, verdict="")
+    made(tmp_path, 1)
+    plan = in_tiers(tmp_path, 2, 0, 0)
+    assert plan.reasons[good] == "kept: daily set 2 of 2"
+    assert plan.reasons[bad].startswith("removed")  # the two days reach back two days
+    assert [one.id for one in plan.doomed] == [ancient, bad]
+    assert in_tiers(tmp_path, 7).reasons[bad] == "kept: not verified, and younger than 7 days"
+
+
+def test_in_tiers_a_set_of_one_store_takes_no_place_of_another(tmp_path: Path) -> None:
+    whole = made(tmp_path, 1.5)
+    small = made(tmp_path, 1.2, "config")
+    plan = in_tiers(tmp_path, 1, 0, 0)
+    assert plan.doomed == []
+    assert {plan.reasons[whole], plan.reasons[small]} == {"kept: daily set 1 of 1"}
+
+
+def test_in_tiers_too_nothing_goes_while_the_newest_set_is_suspicious(tmp_path: Path) -> None:
+    made(tmp_path, 400)
+    made(tmp_path, 200)
+    made(tmp_path, 1, verdict=history.SUSPICIOUS)
+    plan = in_tiers(tmp_path, 1, 0, 0)
+    assert plan.doomed == []
+    assert "suspicious" in plan.held
+
+
+def test_in_tiers_a_set_dated_in_the_future_takes_no_place(tmp_path: Path) -> None:
+    made(tmp_path, -5)
+    kept = made(tmp_path, 1)
+    plan = in_tiers(tmp_path, 1, 0, 0)
+    assert plan.doomed == []
+    assert plan.reasons[kept] == "kept: daily set 1 of 1"

@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     )
     check = verb("check", "look whether everything is ready for a backup; for monitors too", _check)
     check.add_argument("--max-age", metavar="AGE", help="fail unless a verified set is younger, such as 26h or 2d")
-    prune = verb("prune", "remove sets that are older than retention_days", _prune)
+    prune = verb("prune", "remove sets that retention no longer keeps", _prune)
     prune.add_argument("--dry-run", action="store_true", help="say what would be removed, and why each set stays or goes")
     audit = verb("audit", "show who did what to the backups", _audit)
     audit.add_argument("--check", action="store_true", help="find lines that were changed, removed or cut")
@@ -388,14 +388,14 @@ def _prune(arguments: argparse.Namespace) -> int:
     directory = backup_set.directory(settings.backup_dir)
     with _console(settings, arguments) as console, _explained(console, arguments):
         if arguments.dry_run:
-            plan = prune.plan(directory, settings.retention_days)
+            plan = prune.plan(directory, prune.Rule.of(settings))
             if arguments.json:
                 _print_json({"remove": [one.id for one in plan.doomed], "reasons": plan.reasons, "held": plan.held})
             else:
                 _print("\n".join(f"{set_id}: {reason}" for set_id, reason in plan.reasons.items()) or "There is no set.")
             return 0
         with lock.hold(directory / backup_set.STATE / "lock", "prune", settings.lock_wait_s):
-            removed = prune.prune(directory, settings.retention_days, console)
+            removed = prune.prune(directory, prune.Rule.of(settings), console)
             audit.append(directory, "prune", "done", removed=removed)
         if arguments.json:
             _print_json({"removed": removed})

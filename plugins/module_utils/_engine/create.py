@@ -95,7 +95,7 @@ def plan(settings: Settings, reporter: Reporter) -> list[str]:
         for name, facts in ready.probes.items()
     ]
     lines.append(f"disk: {human_size(ready.free)} free, {human_size(ready.needed)} needed ({ready.basis})")
-    doomed = prune.plan(directory, settings.retention_days)
+    doomed = prune.plan(directory, prune.Rule.of(settings))
     lines += [f"set {one.id} would be {doomed.reasons[one.id]}" for one in doomed.doomed]
     return lines
 
@@ -156,7 +156,7 @@ def _create(directory: Path, set_id: str, settings: Settings, reporter: Collecti
     reporter.step(f"set {set_id}: {verdict}, {human_size(described.size)} in {duration:.1f} s")
     for alarm in alarms:
         reporter.warn(alarm)
-    removed = prune.prune(directory, settings.retention_days, reporter)
+    removed = prune.prune(directory, prune.Rule.of(settings), reporter)
     return Created(described, directory, verdict, alarms, removed, duration)
 
 

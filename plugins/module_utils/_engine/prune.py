@@ -3,13 +3,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Retention: which sets may go, why each stays or goes, and removing them.
 
-The rule of this version is age (`retention_days`). Whatever the rule, the newest verified set is never removed, nor is a
-set with a store that no newer verified set holds; nothing is removed while there is no verified set or while the newest
-one is suspicious, and sets dated in the future are reported and left alone.
+Two rules: `age` keeps what is younger than `retention_days`; `tiers` keeps the last verified set of so many days, weeks and
+months (the guide's 7, 4 and 12), counted for each store on its own, so that a late set of the configuration does not take
+the place of that day's database. Whatever the rule, the newest verified set is never removed, nor is a set with a store
+that no newer verified set holds; nothing is removed while there is no verified set or while the newest one is
+suspicious, and sets dated in the future are reported and left alone.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,6 +23,31 @@ from . import backup_set, clock, history
 from .backup_set import BackupSet
 from .errors import VerificationError
 from .progress import Reporter
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What retention goes by: an age in days, or, where `tiers` is true, how many days, weeks and months keep a set."""
+
+    days: int
+    tiers: bool = False
+    daily: int = 7
+    weekly: int = 4
+    monthly: int = 12
+
+    @classmethod
+    def of(cls, settings: Settings) -> Rule:
+        """The rule that the settings name."""
+        tiers = settings.retention == "tiers"
+        return cls(settings.retention_days, tiers, settings.keep_daily, settings.keep_weekly, settings.keep_monthly)
+
+    @property
+    def removed(self) -> str:
+        """Why a set goes that goes by this rule."""
+        if self.tiers:
+            return f"not among the last {self.daily} daily, {self.weekly} weekly and {self.monthly} monthly sets"
+        return f"older than {self.days} days"
 
 
 @dataclass
@@ -31,7 +60,7 @@ class Plan:
     """Why nothing at all may be removed; empty where removing is fine."""
 
 
-def plan(backup_dir: Path, retention_days: int, at: datetime | None = None) -> Plan:
+def plan(backup_dir: Path, rule: Rule, at: datetime | None = None) -> Plan:
     """Decide, without touching anything."""
     at = at or clock.now()
     present = backup_set.sets(backup_dir)
@@ -43,13 +72,13 @@ def plan(backup_dir: Path, retention_days: int, at: datetime | None = None) -> P
         decided.held = "nothing is removed: no set is known to be good (agentmem-backup verify latest)"
     elif any(verdicts.get(one.id, {}).get("verdict") == history.SUSPICIOUS for one in past if one.id > verified[-1].id):
         decided.held = "nothing is removed: a newer set is suspicious (look, then: agentmem-backup verify ID --acknowledge)"
-    limit = timedelta(days=min(retention_days, timedelta.max.days))
+    kept = _kept_by_tiers(rule, past, verified, at) if rule.tiers else _kept_by_age(rule, past, at)
     for one in present:
         moment = clock.id_time(one.id)
         if moment > at:
             decided.reasons[one.id] = "kept: it is dated in the future, so the clock was or is wrong"
-        elif at - moment <= limit:
-            decided.reasons[one.id] = f"kept: younger than {retention_days} days"
+        elif one.id in kept:
+            decided.reasons[one.id] = f"kept: {kept[one.id]}"
         elif verified and one.id == verified[-1].id:
             decided.reasons[one.id] = "kept: the newest verified set"
         elif decided.held:
@@ -57,9 +86,55 @@ def plan(backup_dir: Path, retention_days: int, at: datetime | None = None) -> P
         elif alone := _held_by_no_newer(one, verified):
             decided.reasons[one.id] = f"kept: no newer verified set has {', '.join(alone)}"
         else:
-            decided.reasons[one.id] = f"removed: older than {retention_days} days"
+            decided.reasons[one.id] = f"removed: {rule.removed}"
             decided.doomed.append(one)
     return decided
+
+
+def _kept_by_age(rule: Rule, past: list[BackupSet], at: datetime) -> dict[str, str]:
+    """ID → why, for the sets that are young enough."""
+    limit = timedelta(days=min(rule.days, timedelta.max.days))
+    return {one.id: f"younger than {rule.days} days" for one in past if at - clock.id_time(one.id) <= limit}
+
+
+def _kept_by_tiers(rule: Rule, past: list[BackupSet], verified: list[BackupSet], at: datetime) -> dict[str, str]:
+    """ID → why. A set that is not verified fills no place, and stays as long as the days reach: somebody may want to look."""
+    limit, good = timedelta(days=min(rule.daily, timedelta.max.days)), {one.id for one in verified}
+    kept = {
+        one.id: f"not verified, and younger than {rule.daily} days"
+        for one in past
+        if one.id not in good and at - clock.id_time(one.id) <= limit
+    }
+    series: dict[str, list[BackupSet]] = {}
+    for one in reversed(verified):
+        for name in one.names:
+            series.setdefault(json.dumps([name, _filters(one, name)], sort_keys=True), []).append(one)
+    for newest_first in series.values():
+        for set_id, why in _places(rule, newest_first).items():
+            kept.setdefault(set_id, why)
+    return kept
+
+
+def _places(rule: Rule, newest_first: list[BackupSet]) -> dict[str, str]:
+    """ID → its place. The last set of each period, for as many periods as have one; a set that a finer tier keeps takes no
+    place in a coarser one, as in Borg (borg-prune(1)), which makes the guide's 7 + 4 + 12 = 23 sets."""
+    kept: dict[str, str] = {}
+    tiers: list[tuple[str, int, Callable[[datetime], tuple[int, ...]]]] = [
+        ("daily", rule.daily, lambda moment: (moment.year, moment.month, moment.day)),
+        ("weekly", rule.weekly, lambda moment: moment.isocalendar()[:2]),
+        ("monthly", rule.monthly, lambda moment: (moment.year, moment.month)),
+    ]
+    for name, places, period_of in tiers:
+        taken, last = 0, None
+        for one in newest_first:
+            period = period_of(clock.id_time(one.id))
+            if period == last:
+                continue
+            last = period
+            if one.id not in kept and taken < places:
+                taken += 1
+                kept[one.id] = f"{name} set {taken} of {places}"
+    return kept
 
 
 def _held_by_no_newer(one: BackupSet, verified: list[BackupSet]) -> list[str]:
@@ -88,9 +163,9 @@ def _filters(one: BackupSet, name: str) -> Any:
         return "not known: the manifest is damaged"
 
 
-def prune(backup_dir: Path, retention_days: int, reporter: Reporter) -> list[str]:
+def prune(backup_dir: Path, rule: Rule, reporter: Reporter) -> list[str]:
     """Remove what the plan says; call it under the lock. Returns the IDs of the removed sets. Raises BackupError."""
-    decided = plan(backup_dir, retention_days)
+    decided = plan(backup_dir, rule)
     if decided.held:
         reporter.warn(decided.held)
     for set_id, reason in decided.reasons.items():
@@ -98,5 +173,5 @@ def prune(backup_dir: Path, retention_days: int, reporter: Reporter) -> list[str
             reporter.warn(f"set {set_id} is {reason}")
     backup_set.remove(backup_dir, decided.doomed)
     for one in decided.doomed:
-        reporter.step(f"removed set {one.id}: older than {retention_days} days")
+        reporter.step(f"removed set {one.id}: {rule.removed}")
     return [one.id for one in decided.doomed]

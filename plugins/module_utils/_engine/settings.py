@@ -148,7 +148,11 @@ class Settings:
     """All settings of a run."""
 
     backup_dir: str = _option("/backups/agentmem", "where the sets lie", env="BACKUP_DIR")
-    retention_days: int = _option(30, "sets older than this are removed after a success", env="BACKUP_RETENTION_DAYS")
+    retention: str = _option("age", "what goes after a success: by age, or by tiers", choices=("age", "tiers"))
+    retention_days: int = _option(30, "by age: sets older than this go", env="BACKUP_RETENTION_DAYS")
+    keep_daily: int = _option(7, "by tiers: of so many days the last verified set stays", bounds=(1, 36500))
+    keep_weekly: int = _option(4, "by tiers: and of so many weeks before", bounds=(0, 5200))
+    keep_monthly: int = _option(12, "by tiers: and of so many months before", bounds=(0, 1200))
     log_dir: str = _option("/var/log/agentmem", "where backup.log is written", env="LOG_DIR")
     compression: str = _option("gzip", "gzip, as the guide has it, or zstd", choices=("gzip", "zstd"))
     compression_level: int = _option(
