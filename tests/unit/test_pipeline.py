@@ -47,6 +47,7 @@ def samples() -> dict[str, bytes]:
         "one byte": b"x",
         "text": text,
         "noise": rng.randbytes(3 * PIECE + 17),
+        "noise, whole blocks of deflate": rng.randbytes(2 * 65_535),
         "zeros, a whole number of output buffers": bytes(8 * PIECE),
         "zeros and one": bytes(8 * PIECE + 1),
         "zeros less one": bytes(4 * PIECE - 1),

@@ -9,6 +9,7 @@ import errno
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -59,6 +60,25 @@ def test_a_signal_is_told_by_its_name() -> None:
     with pytest.raises(ToolError, match="was ended by SIGSEGV") as caught:
         process.run(["sh", "-c", "kill -SEGV $$"])
     assert caught.value.returncode == -signal.SIGSEGV
+
+
+def first_write(*, buffered: bool) -> int:
+    """How many bytes a program that writes 48,894 by C's stdio gives the kernel at once, its output being no terminal."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # each write stays a message of its own
+    with ours, theirs, Child(["seq", "10000"], stdout=theirs.fileno(), buffered=buffered) as child:
+        size = len(ours.recv(1 << 20))
+        theirs.close()
+        while ours.recv(1 << 20):
+            pass
+        child.wait()
+    return size
+
+
+def test_a_program_that_writes_much_may_gather_what_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert first_write(buffered=True) == 48_894
+    assert first_write(buffered=False) < 48_894
+    monkeypatch.setattr(process, "_buffering", lambda: None)  # a machine without stdbuf
+    assert first_write(buffered=True) < 48_894
 
 
 def test_an_accepted_status_is_no_failure() -> None:

@@ -39,6 +39,10 @@ PIECE = 1024 * 1024
 _IN_FLIGHT = 4
 _SAMPLE = 32 * 1024
 _LITTLE, _MOMENT_S = 256 * 1024, 0.001
+_WINDOW = 14
+"""Base two logarithm of how far back equal bytes are looked for: 16 KiB. Measured with ISA-L: rows of PostgreSQL take a tenth
+less time than with 32 KiB and come out no larger (text of programs is 2 % larger)."""
+_STORED_MOST = 0xFFFF  # bytes in one block of deflate that is not compressed
 _ZSTD_STEP = 1024
 """What zstd is given at once: it has no limit on its output, and four bytes can stand for 128 KiB (RFC 8878, 3.1.1.2)."""
 _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"  # RFC 1952: deflate, no name, no time, fastest, unknown system
@@ -68,7 +72,7 @@ class Gzip:
         self._started = False
 
     def _deflate(self, library: Any, level: int, piece: bytes | memoryview) -> bytes:
-        encoder = library.compressobj(level, library.DEFLATED, -15)
+        encoder = library.compressobj(level, library.DEFLATED, -_WINDOW)
         return bytes(encoder.compress(piece) + encoder.flush(library.Z_SYNC_FLUSH))
 
     def _compresses(self, piece: bytes | memoryview) -> bool:
@@ -85,7 +89,7 @@ class Gzip:
         start = b"" if self._started else _GZIP_HEADER
         self._started = True
         if self._level == 0 or not self._compresses(piece):
-            return start + self._deflate(zlib, 0, piece)
+            return start + _stored(piece)
         if self._level <= 6 and fast_zlib is not zlib:
             return start + self._deflate(fast_zlib, 1, piece)
         return start + self._deflate(zlib, 1 if self._level <= 6 else self._level, piece)
@@ -94,6 +98,15 @@ class Gzip:
         """What ends the member."""
         start = b"" if self._started else _GZIP_HEADER
         return start + b"\x03\x00" + struct.pack("<II", self._crc & 0xFFFFFFFF, self._length & 0xFFFFFFFF)
+
+
+def _stored(piece: bytes | memoryview) -> bytes:
+    """The piece as blocks of deflate that are not compressed (RFC 1951, 3.2.4). zlib's level 0 copies it several times over."""
+    view, parts = memoryview(piece), list[Any]()
+    for at in range(0, len(view), _STORED_MOST):
+        part = view[at : at + _STORED_MOST]
+        parts += (struct.pack("<BHH", 0, len(part), len(part) ^ 0xFFFF), part)
+    return b"".join(parts)
 
 
 class Zstd:

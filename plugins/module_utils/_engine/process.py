@@ -64,6 +64,17 @@ def _leash() -> tuple[str, ...]:
     return (setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()
 
 
+@functools.cache
+def _buffering() -> str | None:
+    """The program stdbuf (coreutils), where it is there and works here (musl's C library takes nothing preloaded from it)."""
+    stdbuf = shutil.which("stdbuf")
+    if stdbuf is None:
+        return None
+    # pylint: disable-next=ansible-bad-function  # run_command is a module's, and the engine knows no Ansible
+    tried = subprocess.run([stdbuf, "-o64K", "true"], capture_output=True, check=False, env=_environment(None))
+    return stdbuf if tried.returncode == 0 and not tried.stderr else None
+
+
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "LANGUAGE": "C"}
     environment.update(extra or {})
@@ -87,16 +98,22 @@ class Child:
         cwd: Path | None = None,
         user: tuple[int, int] | None = None,
         pass_fds: Sequence[int] = (),
+        buffered: bool = False,
     ):
-        """Start `argv`. `user` is (uid, gid) to run as, where we are root. Raises BackupError when it cannot be started."""
+        """Start `argv`. `user` is (uid, gid) to run as, where we are root. Raises BackupError when it cannot be started.
+
+        `buffered`: the program writes much by C's stdio, which gives a pipe 4 KiB at a time. With 64 KiB (stdbuf(1)) it
+        calls the kernel a sixteenth as often: measured, half of the processor time that pg_dump takes.
+        """
         if _stopping.is_set():
             raise Cancelled("the run is being stopped")
         self.name = Path(argv[0]).name
+        stdbuf = _buffering() if buffered else None
         drop: dict[str, Any] = {"user": user[0], "group": user[1], "extra_groups": []} if user else {}
         try:
             # pylint: disable-next=ansible-bad-function  # run_command is a module's, and the engine knows no Ansible
             self.process: subprocess.Popen[bytes] = subprocess.Popen(
-                [*_leash(), *argv],
+                [*_leash(), *((stdbuf, "-o64K") if stdbuf else ()), *argv],
                 env=_environment(env),
                 stdin=stdin,
                 stdout=stdout,

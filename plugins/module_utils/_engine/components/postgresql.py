@@ -801,7 +801,7 @@ class PostgresqlCut(Cut):
 
     def _pump(self, out: Writer, taken: Future[dict[str, Any]]) -> None:
         written = 0
-        with process.Child(self._command(), env=self._access.environment()) as child:
+        with process.Child(self._command(), env=self._access.environment(), buffered=True) as child:
             pipe = child.stdout.fileno()
             with contextlib.suppress(OSError):
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIECE)
