@@ -345,3 +345,20 @@ def info(task):
         if which in ids:
             result["set"] = _described(backup_set.find(directory, which), task.settings.backup_dir)
     return dict(result, msg=f"{len(rows)} sets in {task.settings.backup_dir}")
+
+
+# --- report
+
+
+def report(task):
+    """The action that tells a host's history. What is wrong with its backups is told, and is no failure of the module."""
+    from ._engine import clock
+    from ._engine import report as engine
+
+    days, max_age = task.params["days"], clock.parse_age(task.params["max_age"])
+    try:
+        found = engine.report(task.settings, days, max_age)
+    except engine.NoDirectory as error:
+        found = engine.unreadable(task.settings, str(error), days, max_age)
+    said = "; ".join(found["reasons"]) or f"{len(found['runs'])} runs in {days} days"
+    return {"changed": False, "report": found, "msg": f"{found['host']} is {found['state']}: {said}"}

@@ -124,6 +124,8 @@ VERIFY_SET = DEPTH + ArgumentSpec(
     required_if=[("acknowledge", True, ("id",))],
 )
 
+REPORT = ArgumentSpec({"days": {"type": "int", "default": 90}, "max_age": _text(default="26h")})
+
 RESTORE = ArgumentSpec(
     {
         "id": _text(),
@@ -155,7 +157,7 @@ RESTORE_SET = (
 def settings_of(options):
     """Option → setting, for those of `options` that are settings of the engine."""
     apart = {"settings_file", "settings", "interpreter", "max_age", "depth", "id", "before", "path", "files", "confirm", "force"}
-    apart |= {"accept", "acknowledge", "qdrant_only_collections", "qdrant_collection_prefix"}
+    apart |= {"accept", "acknowledge", "qdrant_only_collections", "qdrant_collection_prefix", "days"}
     found = {}
     for option in set(options) - apart:
         section, __, rest = option.partition("_")

@@ -13,7 +13,7 @@ import pytest
 
 ENGINE = Path(__file__).parents[2] / "plugins" / "module_utils" / "_engine"
 DOORS = {"cli", "compat", "console"}
-VERBS = {"create", "verify", "restore", "extract", "list_sets", "info", "check", "prune", "compare"}
+VERBS = {"create", "verify", "restore", "extract", "list_sets", "info", "check", "prune", "compare", "report", "fleet", "page"}
 BESIDE_VERBS = {"preflight", "post_checks", "fence", "registry", "freshness"}
 """What verbs share and what must know all stores."""
 GROUND = {

@@ -117,6 +117,16 @@ def append(backup_dir: Path, verb: str, result: str, **facts: Any) -> dict[str, 
     return head
 
 
+def entries(backup_dir: Path) -> Iterator[dict[str, Any]]:
+    """The lines of the log, oldest first; one that cannot be read is passed over, for `check` tells of it. Raises OSError."""
+    log, __ = paths(backup_dir)
+    for line in log.read_bytes().split(b"\n") if log.exists() else []:
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict):
+                yield entry
+
+
 def head(backup_dir: Path) -> dict[str, Any]:
     """Sequence number and digest of the newest line; `seq` 0 where nothing was recorded yet."""
     log, __ = paths(backup_dir)

@@ -80,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     )
     check = verb("check", "look whether everything is ready for a backup; for monitors too", _check)
     check.add_argument("--max-age", metavar="AGE", help="fail unless a verified set is younger, such as 26h or 2d")
+    _report_arguments(verb("report", "tell this host's history: runs, sizes, verdicts, the newest verified set", _report))
     prune = verb("prune", "remove sets that retention no longer keeps", _prune)
     prune.add_argument("--dry-run", action="store_true", help="say what would be removed, and why each set stays or goes")
     audit = verb("audit", "show who did what to the backups", _audit)
@@ -144,6 +145,13 @@ def _extract_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--form", choices=("csv", "sql", "jsonl", "snapshot", "file"), default="", help="how it is written")
     sub.add_argument("--output", metavar="FILE", type=Path, required=True, help="where to write it; must not exist yet")
     _lock_argument(sub)
+
+
+def _report_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--format", choices=("html", "json"), default="html", help="a page for people, or data (as --json)")
+    sub.add_argument("--output", metavar="FILE", type=Path, help="where to write it, whole or not at all (default: print it)")
+    sub.add_argument("--days", metavar="N", type=int, default=90, help="how far to look back (default: 90)")
+    sub.add_argument("--max-age", metavar="AGE", default="26h", help="older than this is stale (default: 26h)")
 
 
 # --- what each verb does with its arguments -------------------------------------------------------------------------
@@ -399,6 +407,25 @@ def _prune(arguments: argparse.Namespace) -> int:
             audit.append(directory, "prune", "done", removed=removed)
         if arguments.json:
             _print_json({"removed": removed})
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from . import clock, fleet, page, report
+
+    settings, max_age = _settings(arguments), clock.parse_age(arguments.max_age)
+    with _console(settings, arguments, log=False) as console, _explained(console, arguments):
+        found = report.report(settings, arguments.days, max_age)
+        if arguments.json or arguments.format == "json":
+            text = json.dumps(found, indent=1, ensure_ascii=False)
+        else:
+            text = page.html(fleet.join({found["host"]: found}), f"Backups of {found['host']}")
+        if arguments.output is None:
+            _print(text)
+            return 0
+        report.write(arguments.output.absolute(), f"{text}\n")
+        if not arguments.quiet:
+            _print(f"written to {arguments.output}: {found['host']} is {found['state']}")
     return 0
 
 

@@ -21,6 +21,7 @@ PACKAGES = {
     "anycrc": "anycrc",
     "httpx": "httpx",
     "isal": "isal",
+    "jinja2": "Jinja2",
     "psycopg": "psycopg[binary]",
     "qdrant_edge": "qdrant-edge-py",
     "redis": "redis",

@@ -47,8 +47,15 @@ class Manifest:
         return sum(int(entry["bytes"]) for entry in self.components.values())
 
     def summary(self) -> dict[str, Any]:
-        """What a listing shows, so that it need not read thousands of manifests."""
-        return {"type": self.data["type"], "size": self.size, "partial": bool(self.data.get("partial"))}
+        """What a listing or a report shows, so that it need not read thousands of manifests, and outlives the set."""
+        began, ended = (clock.from_iso(self.data[word]) for word in ("started", "finished"))
+        return {
+            "type": self.data["type"],
+            "size": self.size,
+            "partial": bool(self.data.get("partial")),
+            "stores": {name: int(entry["bytes"]) for name, entry in self.components.items()},
+            "duration_s": round((ended - began).total_seconds(), 3),
+        }
 
     def digest(self) -> str:
         """SHA-256 over the canonical form of `data`."""

@@ -15,7 +15,9 @@ from ansible_collections.agentmem.backup.plugins.module_utils._engine.settings i
 
 PLUGINS = Path(__file__).parents[4] / "plugins"
 HOME = "ansible_collections.agentmem.backup.plugins"
-MODULES = sorted(path.stem for path in (PLUGINS / "modules").glob("*.py"))
+ACTIONS = {path.stem for path in (PLUGINS / "action").glob("*.py")}
+"""These run on the controller: their modules are nothing but documentation."""
+MODULES = sorted({path.stem for path in (PLUGINS / "modules").glob("*.py")} - ACTIONS)
 KINDS = {"str": {"str", "path"}, "int": {"int"}, "float": {"float"}, "bool": {"bool"}, "list[str]": {"list"}}
 """Type of a setting → types of an option that may stand for it."""
 
@@ -103,9 +105,10 @@ def test_modules_are_thin_and_say_what_they_are(module):
     assert yaml.safe_load(loaded(module).DOCUMENTATION)["module"] == module
 
 
-def test_there_are_sixteen():
+def test_which_there_are():
     stores = {f"{store}_{verb}" for store in _argspec.COMPONENTS for verb in ("dump", "restore", "verify")}
-    assert set(MODULES) == stores | {f"backup_set_{verb}" for verb in ("create", "verify", "restore", "info")}
+    assert set(MODULES) == stores | {f"backup_set_{verb}" for verb in ("create", "verify", "restore", "info", "report")}
+    assert {"backup_fleet_report"} == ACTIONS
 
 
 def test_constraints_are_merged_with_the_options():
