@@ -26,6 +26,7 @@ from agentmem_backup import clock, settings
 
 from tests.docs.pages import ANY, CHECKOUT, Block, blocks
 from tests.support.command import BIN, environment
+from tests.support.listeners import mail_server
 from tests.support.servers import Stores
 
 EXAMPLE = "20250103_120000"
@@ -85,6 +86,7 @@ class Host:
 
     stores: Stores
     home: Path
+    mail_port: int
     env: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -92,7 +94,8 @@ class Host:
         programs.mkdir()
         # There is no application to ask after a restore, and nothing of the machine's own must be asked instead.
         shim = f"#!/bin/sh\nreal={shlex.quote(str(BIN / 'agentmem-backup'))}\n"
-        shim += 'case "$1" in restore) exec "$real" "$@" --set health_url= ;; *) exec "$real" "$@" ;; esac\n'
+        shim += 'case "$1" in restore) exec "$real" "$@" --set health_url= ;; '
+        shim += f'notify) exec "$real" "$@" --set notify.smtp_port={self.mail_port} ;; *) exec "$real" "$@" ;; esac\n'
         (programs / "agentmem-backup").write_text(shim)
         (programs / "agentmem-backup").chmod(0o755)
         collections = self.home / "collections"
@@ -151,7 +154,8 @@ class Host:
 
 @pytest.fixture
 def host(stores: Stores, tmp_path: Path) -> Iterator[Host]:
-    yield Host(stores, tmp_path)
+    with mail_server() as mailbox:
+        yield Host(stores, tmp_path, mailbox.port)
 
 
 def _commands(block: Block) -> str:

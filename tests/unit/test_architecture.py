@@ -13,12 +13,27 @@ import pytest
 
 ENGINE = Path(__file__).parents[2] / "plugins" / "module_utils" / "_engine"
 DOORS = {"cli", "compat", "console"}
-VERBS = {"create", "verify", "restore", "extract", "list_sets", "info", "check", "prune", "compare", "report", "fleet", "page"}
-BESIDE_VERBS = {"preflight", "post_checks", "fence", "registry", "freshness"}
+VERBS = {
+    "create",
+    "verify",
+    "restore",
+    "extract",
+    "list_sets",
+    "info",
+    "check",
+    "prune",
+    "compare",
+    "notify",
+    "report",
+    "fleet",
+    "page",
+}
+BESIDE_VERBS = {"preflight", "post_checks", "fence", "registry", "freshness", "metrics", "watch"}
 """What verbs share and what must know all stores."""
 GROUND = {
-    "__init__", "audit", "backup_set", "clock", "crew", "errors", "history", "hooks", "journal", "libraries", "lock", "log",
-    "manifest", "pipeline", "process", "progress", "settings",
+    "__init__", "audit", "backup_set", "channels", "clock", "crew", "errors", "history", "hooks", "journal", "libraries", "lock",
+    "log",
+    "manifest", "pipeline", "process", "progress", "runs", "settings",
 }  # fmt: skip
 
 

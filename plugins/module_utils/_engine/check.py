@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from . import audit, backup_set, clock, freshness, preflight, registry
+from . import audit, backup_set, clock, freshness, preflight, registry, watch
 from .components.base import Context, named
 from .crew import Crew
-from .errors import VerificationError
+from .errors import BackupError, VerificationError
+from .libraries import complaint
 from .manifest import human_size
 from .progress import Reporter
 from .settings import Settings
@@ -48,6 +50,9 @@ def check(settings: Settings, reporter: Reporter, max_age: timedelta | None = No
             checked.good.append(f"{name}: {named(probe.facts.get('server', 'reachable'))}{size}")
     if ready.needed <= ready.free:
         checked.good.append(f"disk: {human_size(ready.free)} free, {human_size(ready.needed)} needed ({ready.basis})")
+    checked.warnings += watch.broken_channels(settings)
+    if settings.notify.urls and (sentence := complaint(["apprise"])):
+        checked.warnings.append(f"notify.urls: {sentence}")
     if max_age is not None:
         _freshness(checked, directory, max_age, settings.components)
     return checked
@@ -66,6 +71,25 @@ def _freshness(checked: Checked, directory: Any, max_age: timedelta, components:
         )
     else:
         checked.good.append(f"newest verified set: {good.id}, {clock.age(clock.id_time(good.id))} old")
+
+
+def monitored(settings: Settings, reporter: Reporter, max_age: timedelta | None) -> tuple[str, int]:
+    """What `check` finds as a monitoring plug-in says it: a line with perfdata, and 0 good, 1 warning, 2 critical."""
+    try:
+        checked = check(settings, reporter, max_age)
+        directory = backup_set.directory(settings.backup_dir)
+    except BackupError as error:
+        return f"AGENTMEM BACKUP CRITICAL - {error}".replace("|", "/"), 2
+    code = 2 if checked.problems else 1 if checked.warnings else 0
+    state = ("OK", "WARNING", "CRITICAL")[code]
+    said = "; ".join(checked.problems or checked.warnings) or (checked.good or ["ready"])[-1]
+    figures = [f"free={shutil.disk_usage(directory).free}B"]
+    good = freshness.newest_good(directory, settings.components)
+    if good is not None:
+        age = (clock.now() - clock.id_time(good.id)).total_seconds()
+        limit = f";;{max_age.total_seconds():.0f};0" if max_age is not None else ""
+        figures.insert(0, f"age={age:.0f}s{limit}")
+    return f"AGENTMEM BACKUP {state} - {said.replace('|', '/')} | {' '.join(figures)}", code
 
 
 def audit_faults(settings: Settings) -> list[str]:

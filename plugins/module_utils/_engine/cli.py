@@ -81,6 +81,11 @@ def parser() -> argparse.ArgumentParser:
     check = verb("check", "look whether everything is ready for a backup; for monitors too", _check)
     check.add_argument("--max-age", metavar="AGE", help="fail unless a verified set is younger, such as 26h or 2d")
     _report_arguments(verb("report", "tell this host's history: runs, sizes, verdicts, the newest verified set", _report))
+    check.add_argument(
+        "--monitor", action="store_true", help="print one line and exit 0, 1, 2 or 3 as monitoring plug-ins do (Nagios, Icinga)"
+    )
+    notify = verb("notify", "tell those who are to be told: a test message, or that a unit failed", _notify)
+    notify.add_argument("--unit", metavar="UNIT", help="tell that this systemd unit failed (the alarm unit calls it)")
     prune = verb("prune", "remove sets that retention no longer keeps", _prune)
     prune.add_argument("--dry-run", action="store_true", help="say what would be removed, and why each set stays or goes")
     audit = verb("audit", "show who did what to the backups", _audit)
@@ -212,8 +217,6 @@ def _create(arguments: argparse.Namespace) -> int:
             else:
                 _print("\n".join(lines))
             return 0
-        if settings.notify_email or settings.notify_slack_webhook:
-            console.warn("NOTIFY_EMAIL and NOTIFY_SLACK_WEBHOOK are set, and this version sends no notifications yet")
         created = create.create(settings, console)
         if arguments.json:
             _print_json(created.as_dict())
@@ -221,7 +224,7 @@ def _create(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from . import clock, history, verify
+    from . import clock, history, verify, watch
 
     settings = _settings(arguments)
     with _console(settings, arguments, log=False) as console, _explained(console, arguments):
@@ -230,7 +233,9 @@ def _verify(arguments: argparse.Namespace) -> int:
                 settings, console, arguments.what, depth=arguments.depth, acknowledge=arguments.acknowledge
             )
         elif "/" in arguments.what or Path(arguments.what).exists():
-            report = verify.verify_file(settings, console, Path(arguments.what), depth=arguments.depth)
+            with watch.watch(settings, console, "verify") as run:
+                report = verify.verify_file(settings, console, Path(arguments.what), depth=arguments.depth)
+                verify.told(run, report)
         else:
             clock.id_time(arguments.what)  # says what an ID looks like
             raise UsageError(f"there is no set {arguments.what}")
@@ -376,6 +381,8 @@ def _info(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from . import check, clock
 
+    if arguments.monitor:
+        return _monitor(arguments)
     settings = _settings(arguments)
     max_age = clock.parse_age(arguments.max_age) if arguments.max_age else None
     with _console(settings, arguments, log=False) as console, _explained(console, arguments):
@@ -389,22 +396,64 @@ def _check(arguments: argparse.Namespace) -> int:
     return 1 if checked.problems else 0
 
 
+def _monitor(arguments: argparse.Namespace) -> int:
+    """One line with perfdata, and the exit codes of https://www.monitoring-plugins.org/doc/guidelines.html."""
+    from . import check, clock
+    from .log import Log
+
+    try:
+        settings = _settings(arguments)
+        max_age = clock.parse_age(arguments.max_age) if arguments.max_age else None
+    except BackupError as error:
+        _print(f"AGENTMEM BACKUP UNKNOWN - {error}".replace("|", "/"))
+        return 3
+    with Log(settings, write=False) as log:
+        line, code = check.monitored(settings, log, max_age)
+        _print(log.masked(line))
+    return code
+
+
+def _notify(arguments: argparse.Namespace) -> int:
+    from . import notify
+
+    if arguments.unit and not arguments.instance and arguments.config is None:
+        arguments.instance = notify.instance_of(arguments.unit)
+    settings = _settings(arguments)
+    with _console(settings, arguments) as console, _explained(console, arguments):
+        sent = notify.unit_failed(settings, console, arguments.unit) if arguments.unit else notify.test_message(settings, console)
+        if arguments.json:
+            _print_json(sent.as_dict())
+        elif sent.remark and not arguments.quiet:
+            _print(sent.remark)
+        for label, said in sent.outcome.items():
+            if said:
+                console.error(f"{label}: {said}")
+            else:
+                console.step(f"✓ {label}: sent")
+        failed = len(sent.outcome) - len(sent.arrived)
+        # An alarm that arrived by one way has arrived; a test is of every way.
+        return int(bool(sent.outcome) and (not sent.arrived if arguments.unit else failed > 0))
+
+
 def _prune(arguments: argparse.Namespace) -> int:
-    from . import audit, backup_set, lock, prune
+    from . import audit, backup_set, lock, prune, watch
 
     settings = _settings(arguments)
-    directory = backup_set.directory(settings.backup_dir)
     with _console(settings, arguments) as console, _explained(console, arguments):
         if arguments.dry_run:
+            directory = backup_set.directory(settings.backup_dir)
             plan = prune.plan(directory, prune.Rule.of(settings))
             if arguments.json:
                 _print_json({"remove": [one.id for one in plan.doomed], "reasons": plan.reasons, "held": plan.held})
             else:
                 _print("\n".join(f"{set_id}: {reason}" for set_id, reason in plan.reasons.items()) or "There is no set.")
             return 0
-        with lock.hold(directory / backup_set.STATE / "lock", "prune", settings.lock_wait_s):
-            removed = prune.prune(directory, prune.Rule.of(settings), console)
-            audit.append(directory, "prune", "done", removed=removed)
+        with watch.watch(settings, console, "prune") as run:
+            directory = backup_set.directory(settings.backup_dir)
+            with lock.hold(directory / backup_set.STATE / "lock", "prune", settings.lock_wait_s):
+                removed = prune.prune(directory, prune.Rule.of(settings), console)
+                audit.append(directory, "prune", "done", removed=removed)
+            run.summary = f"{len(removed)} sets removed"
         if arguments.json:
             _print_json({"removed": removed})
     return 0

@@ -29,6 +29,7 @@ class Console(Log):
         self._bars: Any = None
         self._tasks: dict[str, Any] = {}
         super().__init__(settings, write=log)
+        self.attended = sys.stdin is not None and sys.stdin.isatty()
         if not quiet and self._stream.isatty():
             self._bars = _progress_bars()
 

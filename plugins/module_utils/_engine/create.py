@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import __version__, audit, backup_set, clock, history, hooks, lock, manifest, preflight, process, prune, registry
+from . import __version__, audit, backup_set, clock, history, hooks, lock, manifest, preflight, process, prune, registry, watch
 from .backup_set import Staging
 from .components.base import Component, Context, named
 from .crew import Crew
@@ -63,19 +63,30 @@ class Created:
 
 def create(settings: Settings, reporter: Reporter) -> Created:
     """Make a full set of the components in `settings`. Raises BackupError; then no set was made and nothing is left behind."""
+    collecting = Collecting(reporter)
+    with watch.watch(settings, collecting, "create") as run:
+        created = _create_locked(settings, collecting, run)
+        run.summary = f"{created.verdict}, {human_size(created.manifest.size)} in {created.duration_s:.0f} s"
+        if created.alarms:
+            run.fault = f"set {run.name} was made and is suspicious: {'; '.join(created.alarms)}"
+            run.look = f"info {run.name}"
+    return created
+
+
+def _create_locked(settings: Settings, collecting: Collecting, run: watch.Run) -> Created:
     directory = backup_set.directory(settings.backup_dir)
     with lock.hold(directory / backup_set.STATE / "lock", "create", settings.lock_wait_s):
-        collecting = Collecting(reporter)
         set_id = ""
         try:
             clear_the_way(directory, settings, collecting)
             ready = check_ready(directory, settings, collecting)
-            set_id = clock.set_id(clock.now())
+            run.facts["needed"] = ready.needed
+            set_id = run.name = clock.set_id(clock.now())
             hooks.run(settings, "before", collecting, {"verb": "create", "backup_dir": directory, "id": set_id})
             created = _create(directory, set_id, settings, collecting, ready)
         except BaseException as error:
             process.resume()
-            _failed(directory, set_id, settings, reporter, error)
+            _failed(directory, set_id, settings, collecting, error)
             raise
         hooks.run(
             settings, "after", collecting, {"verb": "create", "backup_dir": directory, "id": set_id, "verdict": created.verdict}

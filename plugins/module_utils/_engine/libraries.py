@@ -19,6 +19,7 @@ HELPFUL = ("anycrc", "isal", "qdrant_edge", "zstandard")
 """These make it faster, or serve one matter and are asked for there."""
 PACKAGES = {
     "anycrc": "anycrc",
+    "apprise": "apprise",
     "httpx": "httpx",
     "isal": "isal",
     "jinja2": "Jinja2",

@@ -13,6 +13,9 @@ from __future__ import annotations
 class Reporter:
     """Receives what a run tells; this one forgets it. Methods are called from several threads at once."""
 
+    attended = False
+    """Whether a person sits at a terminal and sees what is told."""
+
     def step(self, text: str) -> None:
         """A step was taken: one line, no secret in it."""
 
@@ -30,6 +33,7 @@ class Collecting(Reporter):
         self.steps: list[str] = []
         self.warnings: list[str] = []
         self._onward = onward or Reporter()
+        self.attended = self._onward.attended
 
     def step(self, text: str) -> None:
         self.steps.append(text)

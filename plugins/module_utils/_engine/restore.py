@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from . import audit, backup_set, clock, fence, history, hooks, lock, pipeline, post_checks, process, registry, verify
+from . import audit, backup_set, clock, fence, history, hooks, lock, pipeline, post_checks, process, registry, verify, watch
 from .backup_set import BackupSet, Staging
 from .components.base import Comparison, Component, Context, Restoration, RestoreOptions, Source
 from .create import clear_the_way
@@ -125,11 +125,30 @@ def restore(settings: Settings, reporter: Reporter, request: Request, confirm: C
     Returns None where the answer was no. Raises NotReady with every obstacle, VerificationError where the backup is not
     whole or the restored data is not equal, BackupError where a store could not be restored.
     """
-    directory = backup_set.directory(settings.backup_dir)
     collecting = Collecting(reporter)
+    with watch.watch(settings, collecting, "restore") as told:
+        restored = _restore_locked(settings, collecting, request, confirm, told)
+        if restored is None:
+            told.untold = True
+        elif not restored.sound:
+            told.fault = (
+                f"what was restored differs from the backup: {'; '.join(restored.differences[:10]) or 'nothing was compared'}"
+            )
+        elif unwell := restored.unwell(settings):
+            told.fault = f"the data is restored ({restored.proof}), but the application is not well: {'; '.join(unwell)}"
+        else:
+            told.summary = f"{restored.proof}, in {restored.duration_s:.0f} s"
+    return restored
+
+
+def _restore_locked(
+    settings: Settings, collecting: Collecting, request: Request, confirm: Callable[[Plan], bool], told: watch.Run
+) -> Restored | None:
+    directory = backup_set.directory(settings.backup_dir)
     with lock.hold(directory / backup_set.STATE / "lock", "restore", settings.lock_wait_s):
         clear_the_way(directory, settings, collecting)
         name, sources = choose(settings, request)
+        told.name, told.look = name, "" if request.files else f"restore {name} --dry-run"
         staging = Staging(directory, f"restore-{clock.set_id(clock.now())}")
         context = Context(settings, collecting, staging.work, staging.note)
         components = registry.make(context, list(sources))

@@ -144,6 +144,32 @@ class HookSettings:
 
 
 @dataclass
+class NotifySettings:
+    """How somebody is told of a run, beside the guide's notify_email and notify_slack_webhook; and a dead man's switch."""
+
+    on_success: bool = _option(False, "tell of every success, too; of a failure and of the first success after it always")
+    urls: list[str] = _option([], "addresses of further services, as apprise knows them", env="NOTIFY_URLS", secret=True)
+    smtp_host: str = _option("localhost", "mail server")
+    smtp_port: int = _option(25, "port of the mail server", bounds=_PORTS)
+    smtp_tls: str = _option("none", "none, starttls, or tls from the first byte (port 465)", choices=("none", "starttls", "tls"))
+    smtp_cacert: str = _option("", "certificate authority of the mail server; empty: the system's")
+    smtp_user: str = _option("", "user to log in as; empty: no login")
+    smtp_password: str = _option("", "its password", env="NOTIFY_SMTP_PASSWORD", secret=True)
+    smtp_from: str = _option("", "sender; empty: agentmem-backup at this host")
+    timeout_s: float = _option(20.0, "how long telling may take in all; a run waits no longer", bounds=(1, 300))
+    ping_start: str = _option("", "address asked when a backup begins", env="NOTIFY_PING_START", secret=True)
+    ping_success: str = _option("", "address asked when it has succeeded", env="NOTIFY_PING_SUCCESS", secret=True)
+    ping_fail: str = _option("", "address asked when it has failed", env="NOTIFY_PING_FAIL", secret=True)
+
+
+@dataclass
+class MetricsSettings:
+    """Numbers for Prometheus."""
+
+    textfile: str = _option("", "directory of node_exporter's textfile collector, or a file.prom in it; empty: no metrics")
+
+
+@dataclass
 class Settings:
     """All settings of a run."""
 
@@ -172,12 +198,19 @@ class Settings:
     qdrant: QdrantSettings = field(default_factory=QdrantSettings)
     config: ConfigSettings = field(default_factory=ConfigSettings)
     hooks: HookSettings = field(default_factory=HookSettings)
+    notify: NotifySettings = field(default_factory=NotifySettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     sources: dict[str, str] = field(default_factory=dict)
     """Setting (as section.name) → where its value came from."""
 
     def secrets(self) -> list[str]:
         """Every secret value that is set: nothing that is printed or logged may contain one."""
-        named = [str(value) for __, option, value in walk(self) if option.metadata["secret"] and value]
+        named = [
+            str(one)
+            for __, option, value in walk(self)
+            if option.metadata["secret"] and value
+            for one in (value if isinstance(value, list) else [value])
+        ]
         return named + [word for address in (self.qdrant.url, self.health_url) for word in _PASSWORD_IN_URL.findall(address)]
 
 
@@ -407,11 +440,33 @@ def _check(settings: Settings) -> None:
                 f"postgresql.{name} must have at most {_LONGEST_NAME} bytes, not {length}: "
                 f"PostgreSQL would cut it and take another name{_from(settings, f'postgresql.{name}')}"
             )
+    _check_telling(settings)
 
 
 def _from(settings: Settings, name: str) -> str:
     source = settings.sources.get(name)
     return f" (from {source})" if source else ""
+
+
+def _check_telling(settings: Settings) -> None:
+    notify = settings.notify
+    if notify.smtp_password and not notify.smtp_user:
+        raise UsageError("notify.smtp_password is set without notify.smtp_user: say who logs in")
+    if notify.smtp_user and notify.smtp_tls == "none" and notify.smtp_host not in ("localhost", "127.0.0.1", "::1"):
+        raise UsageError(
+            f"notify.smtp_password would go to {notify.smtp_host} in clear: set notify.smtp_tls to starttls, or to tls (port 465)"
+        )
+    if settings.metrics.textfile and not Path(settings.metrics.textfile).is_absolute():
+        raise UsageError(f"metrics.textfile must be an absolute path, not {settings.metrics.textfile!r}")
+
+
+def words_of_address(address: str) -> list[str]:
+    """The parts of an address that may be secret on their own: an error quotes a token without the address around it."""
+    scheme, separator, rest = address.partition("://")
+    if scheme in ("http", "https"):  # elsewhere a token may stand in the host's place
+        before, __, after = rest.partition("/")
+        rest = "/".join([*before.rpartition("@")[:1], after])
+    return [word for word in re.split(r"[:/?&=@#]+", rest) if len(word) > 5] if separator else []
 
 
 def shown(settings: Settings) -> list[tuple[str, str, str]]:

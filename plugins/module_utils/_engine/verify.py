@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import audit, backup_set, history, manifest, pipeline, registry
+from . import audit, backup_set, history, manifest, pipeline, registry, watch
 from .backup_set import BackupSet
 from .components.base import Component, Context, Source
 from .crew import Crew
@@ -99,6 +99,22 @@ def verify_set(settings: Settings, reporter: Reporter, which: str, *, depth: str
 
     Raises UsageError where there is no such set. Faults do not raise: they are in the report.
     """
+    with watch.watch(settings, reporter, "verify") as run:
+        report = _verify_set(settings, reporter, which, depth=depth, acknowledge=acknowledge)
+        told(run, report)
+    return report
+
+
+def told(run: watch.Run, report: Report) -> None:
+    """Say of a run that verifies how it ended."""
+    run.name, run.summary = report.name, f"whole (depth {report.depth})"
+    if report.verdict == history.FAILED:
+        run.fault, run.look = f"{report.name} does not verify: {'; '.join(report.faults)}", f"verify {report.name}"
+    elif report.verdict == history.SUSPICIOUS:
+        run.fault, run.look = f"{report.name} is whole and suspicious: {'; '.join(report.alarms)}", f"info {report.name}"
+
+
+def _verify_set(settings: Settings, reporter: Reporter, which: str, *, depth: str, acknowledge: bool) -> Report:
     directory = backup_set.directory(settings.backup_dir, write=False)
     one = backup_set.find(directory, which)
     report = examine_set(settings, reporter, one, depth=depth)
