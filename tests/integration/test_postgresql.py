@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,31 @@ def test_a_killed_run_is_cleaned_up_by_its_journal(store: Store) -> None:
             store.new().clean_up(step)
             store.new().clean_up(step)
     assert store.databases() == databases
+
+
+def test_a_database_that_is_still_being_made_for_a_killed_run_is_dropped(store: Store) -> None:
+    """The server carries a CREATE DATABASE out whose client is gone; a look before its end finds no database."""
+    name = "agentmem__restore_20260101_000000"
+    here = [store.settings.postgresql.host, store.settings.postgresql.port]
+
+    def make() -> None:
+        with store.server.connect_application(dbname="postgres") as connection:
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
+
+    def clean_up() -> None:
+        store.new().clean_up({"step": "restore-database", "database": name, "server": here})
+
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'CREATE DATABASE%%'"
+    with store.server.connect() as look, ThreadPoolExecutor(2) as pool:
+        with store.server.connect(autocommit=False) as other:
+            other.execute("LOCK TABLE pg_database IN SHARE MODE")
+            made = pool.submit(make)
+            wait_until(lambda: look.execute(waiting).fetchone() == (1,), 30, lambda: None)
+            cleaned = pool.submit(clean_up)
+            wait([cleaned], timeout=1)  # one that does not wait ends within this second
+        made.result()
+        cleaned.result()
+    assert name not in store.databases()
 
 
 def test_autovacuum_does_not_keep_a_database_from_being_dropped(store: Store) -> None:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,11 +28,11 @@ from typing import Any
 import agentmem_backup
 import httpx
 import pytest
-from agentmem_backup import points, process
+from agentmem_backup import clock, points, process
 from agentmem_backup.components import qdrant as store
 from agentmem_backup.components.base import CONTENT, COUNTS, Context, Examination, RestoreOptions, RestorePlan, Source
 from agentmem_backup.components.qdrant import QdrantComponent
-from agentmem_backup.errors import BackupError, VerificationError
+from agentmem_backup.errors import BackupError, Cancelled, VerificationError
 from agentmem_backup.formats import tarball
 from agentmem_backup.pipeline import Writer
 from agentmem_backup.progress import Collecting
@@ -70,7 +71,11 @@ class Proxy:
                     self.close_connection = True
 
             def do_any(self) -> None:
-                body = self.rfile.read(int(self.headers.get("content-length", "0")))
+                length = int(self.headers.get("content-length", "0"))
+                body = self.rfile.read(length)
+                if len(body) < length:  # as a server does with a request that is cut: nothing
+                    self.close_connection = True
+                    return
                 proxy.asked.append((self.command, self.path))
                 proxy.before(self.command, self.path)
                 # Answers in JSON come uncompressed, so that they can be altered; downloads as the engine asks for them.
@@ -1279,12 +1284,12 @@ def test_a_damaged_safety_copy_is_not_put_back(filled: Case) -> None:
     component = filled.component
     (node,) = component.connect()
     with pytest.raises(VerificationError, match="cannot be put back"):
-        component.upload_file(node, "memories", safety)
+        component.upload_file(node, "memories", safety, "agentmem-restore-0.snapshot")
     node.close()
     assert filled.differs(before) == []
 
 
-def test_a_run_that_is_stopped_does_not_wait_for_the_server(filled: Case, proxy: Proxy) -> None:
+def test_a_run_that_is_stopped_does_not_wait_for_the_server(filled: Case, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, go_on = threading.Event(), threading.Event()
 
     def hang(method: str, path: str) -> None:
@@ -1293,6 +1298,7 @@ def test_a_run_that_is_stopped_does_not_wait_for_the_server(filled: Case, proxy:
             go_on.wait(60)
 
     proxy.before = hang
+    monkeypatch.setattr(store, "_GRACE_S", 0.5)
     stopper = threading.Thread(target=lambda: (asked.wait(30), process.stop_all()))
     stopper.start()
     try:
@@ -1303,3 +1309,190 @@ def test_a_run_that_is_stopped_does_not_wait_for_the_server(filled: Case, proxy:
         stopper.join()
         process.resume()
         go_on.set()
+
+
+# -- what the server finishes late ------------------------------------------------------------------------------------
+
+
+def test_an_upload_that_the_server_has_whole_is_waited_for_by_a_run_that_is_stopped(filled: Case, proxy: Proxy) -> None:
+    """Else the server finished it behind a restore that was already taken back: new data, and a file that nobody deletes."""
+    source = filled.dump()
+    filled.ask("POST", "/collections/agents/points/delete?wait=true", {"points": [1, 2]})
+    filled.ask("POST", "/collections/memories/points/delete?wait=true", {"points": [data.point_id(1)]})
+    before = filled.facts()
+    go_on = threading.Event()
+    uploads: list[str] = []
+    finished: list[str] = []
+
+    def hold(method: str, path: str) -> None:
+        if is_upload(method, path):
+            uploads.append(path)
+            if len(uploads) == 1:
+                process.stop_all()
+                go_on.wait(3)  # until somebody who did not wait has taken everything back
+
+    proxy.before = hold
+    proxy.alter = lambda method, path, answer: finished.append(path) if is_upload(method, path) else None
+    restoration = filled.component.restoration(source, RestoreOptions())
+    restoration.prepare()
+    with contextlib.suppress(BackupError):
+        restoration.commit()
+    process.resume()
+    restoration.abort()
+    restoration.close()
+    go_on.set()
+    while len(finished) < len(uploads):
+        time.sleep(0.01)
+    assert [text for text in filled.differs(before) if "payload index" not in text] == []
+    assert filled.snapshots() == []
+
+
+def test_an_upload_that_is_cut_does_nothing_even_when_the_run_goes_on(filled: Case, proxy: Proxy) -> None:
+    filled.dump()
+    before = filled.facts()
+    (node,) = filled.component.connect()
+    content = unpacked(Source(filled.file, "gzip"))["memories.snapshot"]
+    filled.ask("POST", "/collections/memories/points/delete?wait=true", {"points": [data.point_id(1)]})
+    damaged = filled.facts()
+    assert fact_differences(before, damaged) != []
+    announced: list[bool] = []
+
+    def pieces() -> Iterator[bytes]:
+        yield content[:1000]
+        process.stop_all()
+        given_up.wait(30)
+        process.resume()
+        yield content[1000:]
+        ended.set()
+
+    given_up, ended = threading.Event(), threading.Event()
+    digest = hashlib.sha256(content).hexdigest()
+    with pytest.raises(Cancelled):
+        node.upload("memories", "agentmem-restore-1.snapshot", pieces(), len(content), digest, lambda: announced.append(True))
+    given_up.set()
+    while any(thread.name == "qdrant-request" for thread in threading.enumerate()):
+        time.sleep(0.01)
+    assert not announced
+    assert not ended.is_set()
+    assert not any(is_upload(*asked) for asked in proxy.asked)
+    assert filled.differs(damaged) == []
+    assert filled.snapshots() == []
+    node.close()
+
+
+def test_a_killed_upload_that_the_server_finishes_late_is_cleaned_up(filled: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = filled.dump()
+    restoration = filled.component.restoration(source, RestoreOptions())
+    restoration.prepare()
+    monkeypatch.setattr(store.Node, "upload", _killed_with_the_end_sent)
+    with pytest.raises(BackupError, match="killed"):
+        restoration.commit()
+    assert [step["step"] for step in filled.steps][-2:] == ["qdrant_upload", "qdrant_sent"]
+    left, whole = filled.steps[-1], unpacked(source)[f"{filled.steps[-1]['collection']}.snapshot"]
+    asked: list[str] = []
+    listed = store.Node.snapshots
+
+    def late(self: store.Node, collection: str) -> Any:
+        asked.append(collection)
+        if len(asked) == 3:
+            with filled.server.client() as client:
+                upload = {"snapshot": (left["name"], whole)}
+                assert client.post(f"/collections/{collection}/snapshots/upload", files=upload).is_success
+        return listed(self, collection)
+
+    monkeypatch.setattr(store.Node, "snapshots", late)
+    component = filled.component
+    for step in reversed(filled.steps.copy()):
+        component.clean_up(step)
+    assert len(asked) >= 3
+    assert filled.snapshots() == []
+    restoration.close()
+
+
+def _killed_with_the_end_sent(self: store.Node, collection: str, name: str, *arguments: Any) -> None:
+    *__, announce = arguments
+    announce()
+    raise BackupError("killed")
+
+
+def test_a_killed_upload_that_was_answered_is_not_waited_for(filled: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    restoration = filled.restore(filled.dump())
+    assert [step["step"] for step in filled.steps][-3:] == ["qdrant_upload", "qdrant_sent", "qdrant_uploaded"]
+    monkeypatch.setattr(store.QdrantComponent, "_await_upload", lambda *__: pytest.fail("nothing to wait for"))
+    component = filled.component
+    for step in reversed(filled.steps.copy()):
+        component.clean_up(step)
+    restoration.close()
+
+
+def owed(case: Case) -> list[str]:
+    path = case.base / ".state" / "qdrant-owed.json"
+    if not path.exists():
+        return []
+    assert path.stat().st_mode & 0o777 == 0o600
+    return [one["step"] for one in json.loads(path.read_text())]
+
+
+def test_a_snapshot_that_the_server_finishes_late_is_deleted_when_it_is_there(filled: Case) -> None:
+    """The run that asked for it was killed, and the next one looked before it was there."""
+    component = filled.component
+    (node,) = component.connect()
+    known = [str(one["name"]) for one in node.snapshots("agents")]
+    step = {"step": "qdrant_snapshot", "url": filled.server.url, "collection": "agents", "known": known}
+    component.clean_up({**step, "at": clock.iso(node.now())})
+    assert owed(filled) == ["qdrant_snapshot"]
+    filled.component.settle()
+    assert owed(filled) == ["qdrant_snapshot"]
+    filled.ask("POST", "/collections/agents/snapshots")
+    filled.component.settle()
+    assert filled.snapshots() == []
+    assert owed(filled) == []
+    node.close()
+
+
+def test_a_snapshot_that_a_stopped_run_did_not_wait_for_is_deleted_when_it_is_there(
+    filled: Case, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, made = threading.Event(), threading.Event()
+
+    def hang(method: str, path: str) -> None:
+        if is_making(method, path):
+            process.stop_all()
+            go_on.wait(60)
+
+    proxy.before = hang
+    proxy.alter = lambda method, path, answer: made.set() if is_making(method, path) else None
+    monkeypatch.setattr(store, "_GRACE_S", 0.3)
+    filled.settings.qdrant.include_collections = ["agents"]
+    with pytest.raises(BackupError, match="being stopped"):
+        filled.dump()
+    process.resume()
+    assert owed(filled) == ["qdrant_snapshot"]
+    go_on.set()
+    assert made.wait(60)
+    assert len(filled.snapshots()) == 1
+    filled.component.settle()
+    assert filled.snapshots() == []
+    assert owed(filled) == []
+
+
+def test_what_cannot_be_deleted_now_is_deleted_by_a_later_run(filled: Case, proxy: Proxy) -> None:
+    proxy.before = _no_deletion
+    source = filled.dump()
+    assert len(filled.snapshots()) == 2
+    assert owed(filled) == ["qdrant_snapshot_made"] * 2
+    restoration = filled.component.restoration(source, RestoreOptions())
+    restoration.prepare()
+    restoration.commit()
+    with pytest.raises(BackupError, match="until a later run deletes them"):
+        restoration.close()
+    assert len(filled.snapshots()) == 6
+    proxy.before = lambda method, path: None
+    filled.component.settle()
+    assert filled.snapshots() == []
+    assert owed(filled) == []
+
+
+def _no_deletion(method: str, path: str) -> None:
+    if method == "DELETE":
+        raise ConnectionError

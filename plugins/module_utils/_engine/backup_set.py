@@ -217,7 +217,11 @@ class Staging:
         self._publishing: list[str] = []
         self._kept = False
         self.journal = guarded(lambda: journal.Journal(self.path / "journal"), f"writing {self.path / 'journal'}")
-        self.note("begin", id=name)
+        try:
+            self.note("begin", id=name)
+        except BaseException:  # stopped or out of disk before anybody holds what must be discarded
+            self.discard()
+            raise
 
     def note(self, step: str, **facts: Any) -> None:
         """Write a step to the journal and return once it is on the disk. Raises BackupError."""

@@ -88,6 +88,8 @@ def _create_locked(settings: Settings, collecting: Collecting, run: watch.Run) -
             process.resume()
             _failed(directory, set_id, settings, collecting, error)
             raise
+        finally:
+            settle(directory, settings, collecting)
         hooks.run(
             settings, "after", collecting, {"verb": "create", "backup_dir": directory, "id": set_id, "verdict": created.verdict}
         )
@@ -121,9 +123,17 @@ def clear_the_way(directory: Path, settings: Settings, reporter: Reporter) -> No
         if component is not None:
             component.clean_up(step)
 
+    settle(directory, settings, reporter)
     for sentence in backup_set.recover(directory, clean_up):
         reporter.warn(sentence)
         audit.append(directory, "recover", "done", what=sentence)
+
+
+def settle(directory: Path, settings: Settings, reporter: Reporter) -> None:
+    """Remove what a run, this one or an earlier, could not remove at once; call it under the lock, also when a run ends."""
+    context = Context(settings, reporter, directory, lambda step, **facts: None)
+    for component in registry.make(context, list(registry.CLASSES)).values():
+        component.settle()
 
 
 def check_ready(directory: Path, settings: Settings, reporter: Reporter) -> preflight.Readiness:

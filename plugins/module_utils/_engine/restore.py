@@ -22,7 +22,7 @@ from typing import Any
 from . import audit, backup_set, clock, fence, history, hooks, lock, pipeline, post_checks, process, registry, verify, watch
 from .backup_set import BackupSet, Staging
 from .components.base import Comparison, Component, Context, Restoration, RestoreOptions, Source
-from .create import clear_the_way
+from .create import clear_the_way, settle
 from .crew import Crew
 from .errors import BackupError, UsageError, VerificationError, one_line
 from .preflight import NotReady
@@ -164,6 +164,7 @@ def _restore_locked(
             raise
         finally:
             staging.discard()
+            settle(directory, settings, collecting)
         if restored is not None:
             seconds = {one: round(value, 3) for one, value in restored.durations.items()}
             _record(directory, name, "done", collecting, seconds=seconds, equal=restored.equal)

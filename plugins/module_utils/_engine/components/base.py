@@ -264,6 +264,10 @@ class Component(ABC):
     def clean_up(self, step: dict[str, Any]) -> None:
         """Remove what a killed run left behind, as told by a line of its journal that this component wrote. Idempotent."""
 
+    def settle(self) -> None:
+        """Remove what earlier runs left and could not remove then; at the begin and the end of a run. Never raises."""
+        return
+
     def look(self) -> str:
         """The guide's look at the live store after a restore: what was asked and answered, in a few words. Raises BackupError.
 

@@ -102,6 +102,7 @@ def beside(name: str, purpose: str, moment: str) -> str:
 
 
 _LOOK_LASTS_S = 60.0
+_MAKING_S = 60.0  # copying a template that holds nothing takes a moment
 _OURS = re.compile(r"__(?:restore|scratch)_\d{8}_\d{6}(?:_\d+)?$")
 
 # ------------------------------------------------------------------------------------------------------- connections
@@ -1811,6 +1812,7 @@ class PostgresqlComponent(Component):
 
         maintenance, connection = self.maintenance()
         with contextlib.closing(connection), self.access.answered(f"dropping database {name}"):
+            _await_making(connection, name)
             oid = database_oid(connection, name)
             if oid is None:
                 return
@@ -1822,6 +1824,23 @@ class PostgresqlComponent(Component):
                     except psycopg.errors.ObjectInUse:
                         if attempt == 5:
                             raise
+
+
+def _await_making(connection: Connection, name: str) -> None:
+    """Wait for a CREATE DATABASE whose client was killed: the server carries it out, and the database is there only then.
+
+    Raises BackupError where it takes too long.
+    """
+    making = (
+        "SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE state = 'active' AND pid <> pg_catalog.pg_backend_pid()"
+        " AND pg_catalog.starts_with(query, %s)"
+    )
+    begun = statement("CREATE DATABASE {} ", identifier(name)).decode()
+    deadline = time.monotonic() + _MAKING_S
+    while value(connection, making, [begun]):
+        if time.monotonic() > deadline:
+            raise BackupError(f"database {name}, which a stopped run asked for, is still being made: run again later")
+        time.sleep(0.05)
 
 
 def _held_against(recorded: dict[str, Any], counted: dict[str, int | None], large_objects: int) -> list[str]:

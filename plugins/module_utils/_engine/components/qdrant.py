@@ -52,6 +52,7 @@ from .base import (
     CONTENT,
     Comparison,
     Component,
+    Context,
     Cut,
     Examination,
     Probe,
@@ -64,14 +65,20 @@ from .base import (
 
 INVENTORY = "collections.json"
 _INVENTORY_LIMIT = 256 * 1024 * 1024
-_MAKING, _MADE, _UPLOADING = "qdrant_snapshot", "qdrant_snapshot_made", "qdrant_upload"
+_MAKING, _MADE = "qdrant_snapshot", "qdrant_snapshot_made"
+_UPLOADING, _SENT, _UPLOADED = "qdrant_upload", "qdrant_sent", "qdrant_uploaded"
+_OWED = "qdrant-owed.json"  # in .state/: what may yet turn up on a server and must then be deleted
 _STAMP = re.compile(r"-(\d{4}-\d\d-\d\d-\d\d-\d\d-\d\d)\.snapshot$")  # the end of a snapshot's name: its start in UTC
 _SETTLE_S = 5.0  # how long a restored collection may go on optimizing before we stop waiting: it answers all the while
 _READY_S = 120.0
 _GRACE_S = 30.0  # within what systemd gives a unit to stop (90 s)
+_ARRIVAL_S, _ARRIVAL_BYTES_S = 2.0, 100e6  # a server that has an upload whole hashes it before it lists it
+_OWED_S = 7 * 86400.0
 _COLLECTIONS_AT_ONCE = 4
 _SCROLLED_NUMBERS = 20_000_000  # of larger collections the live content is compared by a snapshot
 _CREATED_WITH = ("hnsw_config", "wal_config", "quantization_config", "strict_mode_config", "metadata")
+
+_owing = threading.Lock()
 
 Result = TypeVar("Result")
 
@@ -87,10 +94,11 @@ class Answered(BackupError):
         self.status = status
 
 
-def patiently(action: Callable[[], Result], *, grace_s: float = 0) -> Result:
+def patiently(action: Callable[[], Result], *, grace_s: float = 0, give_up: Callable[[], bool] = lambda: True) -> Result:
     """Run `action`, which may take an hour inside the server, so that a run that is being stopped need not wait for it.
 
-    A stopped run still waits `grace_s` for the answer: what the server is about to make must be deleted again.
+    A stopped run still waits `grace_s` for the answer: what the server is about to make must be deleted again. And it
+    waits to the end where `give_up` says no: the action can no longer be called back.
     """
     done: concurrent.futures.Future[Result] = concurrent.futures.Future()
 
@@ -105,11 +113,57 @@ def patiently(action: Callable[[], Result], *, grace_s: float = 0) -> Result:
     while True:
         if stopping() and not done.done():
             deadline = deadline or time.monotonic() + grace_s
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline and give_up():
                 raise Cancelled("the run is being stopped")
         concurrent.futures.wait([done], timeout=0.2)
         if done.done():
             return done.result()
+
+
+class _Body:
+    """The body of an upload, which can be given up until its end is sent: of a form without its end a server uses nothing.
+
+    A request that went on behind a run that is being taken back would put the new data over the old once more, and leave
+    its file after everybody has looked for it.
+    """
+
+    def __init__(self, name: str, pieces: Iterable[bytes], announce: Callable[[], None]):
+        boundary = secrets.token_hex(16)
+        self.content_type = f"multipart/form-data; boundary={boundary}"
+        self._head = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="snapshot"; filename="{name}"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n"
+        ).encode()
+        self._tail = f"\r\n--{boundary}--\r\n".encode()
+        self._pieces = pieces
+        self._announce = announce
+        self._guard = threading.Lock()
+        self._given_up = self._whole = False
+
+    def length(self, size: int) -> int:
+        """How long it is with `size` bytes of content."""
+        return len(self._head) + size + len(self._tail)
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._head
+        for piece in self._pieces:
+            self._still_wanted()
+            yield piece
+        self._announce()
+        with self._guard:
+            self._still_wanted()
+            self._whole = True
+        yield self._tail
+
+    def _still_wanted(self) -> None:
+        if self._given_up or stopping():
+            raise Cancelled("the run is being stopped")
+
+    def give_up(self) -> bool:
+        """Never send the end. False where it was sent: the server may be at work, and its answer must be waited for."""
+        with self._guard:
+            self._given_up = not self._whole
+            return self._given_up
 
 
 _REFUSED_IN_NAMES = frozenset('<>:"/\\|?*\0\x1f')
@@ -314,13 +368,15 @@ class Node:
         found: dict[str, Any] = patiently(lambda: self.ask("POST", path, what=what), grace_s=_GRACE_S)
         return found
 
-    def delete_snapshot(self, collection: str, name: str) -> None:
-        """Delete a snapshot; one that is gone is no error."""
+    def delete_snapshot(self, collection: str, name: str) -> bool:
+        """Delete a snapshot; says whether it was there."""
         try:
             self.ask("DELETE", _path(collection, "snapshots", name), what=f"deleting the snapshot {name}")
         except Answered as error:
             if error.status != 404:
                 raise
+            return False
+        return True
 
     def now(self) -> datetime:
         """The server's clock, to the second: its snapshots' names tell it, and ours may differ."""
@@ -362,35 +418,24 @@ class Node:
         if seen != size:
             raise BackupError(f"the snapshot {name} ended after {seen} of {size} bytes: the connection to {self.shown} broke")
 
-    def upload(self, collection: str, name: str, pieces: Iterable[bytes], size: int, checksum: str) -> None:
+    def upload(
+        self, collection: str, name: str, pieces: Iterable[bytes], size: int, checksum: str, announce: Callable[[], None]
+    ) -> None:
         """Make `collection` what a snapshot of `size` bytes holds, under the file name `name`. Raises Answered, BackupError.
 
-        Always with priority=snapshot: the default differs between versions.
+        Always with priority=snapshot: the default differs between versions. `announce` is called before the end is sent:
+        from then on the server may do it, whatever becomes of us.
         """
-        boundary = secrets.token_hex(16)
-        head = (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="snapshot"; filename="{name}"\r\n'
-            "Content-Type: application/octet-stream\r\n\r\n"
-        ).encode()
-        tail = f"\r\n--{boundary}--\r\n".encode()
-
-        def body() -> Iterator[bytes]:
-            yield head
-            yield from pieces
-            yield tail
-
-        headers = {
-            "Content-Type": f"multipart/form-data; boundary={boundary}",
-            "Content-Length": str(len(head) + size + len(tail)),
-        }
+        body = _Body(name, pieces, announce)
+        headers = {"Content-Type": body.content_type, "Content-Length": str(body.length(size))}
         path = f"{_path(collection)}/snapshots/upload?wait=true&priority=snapshot&checksum={checksum}"
         what = f"restoring collection {collection}"
 
         def send() -> Any:
             with self._words(what):
-                return self._client.post(self.url + path, content=body(), headers=headers)
+                return self._client.post(self.url + path, content=iter(body), headers=headers)
 
-        self._result(patiently(send), what)
+        self._result(patiently(send, give_up=body.give_up), what)
 
     def create_index(self, collection: str, field_name: str, schema: Any) -> None:
         """Make a payload index and wait for it."""
@@ -528,6 +573,11 @@ class QdrantComponent(Component):
     label = "Qdrant"
     title = "Qdrant Backup"
 
+    def __init__(self, context: Context):
+        super().__init__(context)
+        self._uploaded: set[str] = set()
+        """Uploads of a killed run that were answered and deleted, as its journal says."""
+
     @property
     def options(self) -> QdrantSettings:
         """The settings of this store."""
@@ -664,23 +714,21 @@ class QdrantComponent(Component):
         """
         for __ in range(5):
             known = sorted(str(one["name"]) for one in node.snapshots(collection))
-            at = clock.iso(node.now())
-            self.note(_MAKING, url=node.url, collection=collection, known=known, at=at)
+            step = {"url": node.url, "collection": collection, "known": known, "at": clock.iso(node.now())}
+            self.note(_MAKING, **step)
             try:
                 made = node.make_snapshot(collection)
-            except BackupError:
-                with contextlib.suppress(BackupError):
-                    self._remove_unnamed(node, {"collection": collection, "known": known, "at": at})
+            except BackupError as error:
+                self._look_for_unnamed(node, {"step": _MAKING, **step}, error)
                 raise
             name = str(made["name"])
             if name not in known:
                 try:
                     self.note(_MADE, url=node.url, collection=collection, name=name)
-                except BackupError:  # the disk is full: what no journal names must not stay
-                    with contextlib.suppress(BackupError):
-                        node.delete_snapshot(collection, name)
+                    listed = {one["name"]: one for one in node.snapshots(collection)}.get(name)
+                except BackupError:  # the disk is full, the server gone: what nobody names must not stay
+                    self.drop(node, collection, name)
                     raise
-                listed = {one["name"]: one for one in node.snapshots(collection)}.get(name)
                 if listed and (listed["size"], listed.get("checksum")) == (made["size"], made.get("checksum")):
                     return made
             time.sleep(1.1)  # until the next name
@@ -740,19 +788,116 @@ class QdrantComponent(Component):
     def clean_up(self, step: dict[str, Any]) -> None:
         """Delete what a killed run left on the server; put a safety copy back over a collection that it left broken."""
         require("httpx")
+        if step["step"] == _UPLOADED:
+            self._uploaded.add(step["name"])
+            return
         node = Node(str(step.get("url", "")), self.options)
         try:
             if step["step"] == _MADE:
                 node.delete_snapshot(step["collection"], step["name"])
-            elif step["step"] == _MAKING:
-                self._remove_unnamed(node, step)
+            elif step["step"] == _MAKING and not self._remove_unnamed(node, step):
+                self.owe(step)
+            elif step["step"] == _SENT and step["name"] not in self._uploaded:
+                self._await_upload(node, step)
             elif step["step"] == _UPLOADING:
                 self._undo_upload(node, step)
         finally:
             node.close()
 
-    def _remove_unnamed(self, node: Node, step: dict[str, Any]) -> None:
-        """Delete the snapshot of a request that was never answered.
+    # What may yet turn up on a server
+
+    def drop(self, node: Node, collection: str, name: str) -> None:
+        """Delete a snapshot of ours; where that fails now, the end of this run or a later one does it."""
+        try:
+            node.delete_snapshot(collection, name)
+        except BackupError:
+            self.owe({"step": _MADE, "url": node.url, "collection": collection, "name": name})
+
+    def owe(self, step: dict[str, Any]) -> None:
+        """Remember a line of a journal whose snapshot or upload could not be deleted: it may not be there yet."""
+        kept: dict[str, Any] = {key: step[key] for key in ("step", "url", "collection", "name", "known", "at") if key in step}
+        kept["since"] = clock.iso(clock.now())
+        try:
+            with _owing:
+                self._write_owed([*self._read_owed(), kept])
+        except OSError as error:
+            self.reporter.warn(
+                f"a snapshot of {step['collection']} may stay on the server, which cannot be written down ({one_line(error)}): "
+                "look for it there"
+            )
+
+    @property
+    def _owed_file(self) -> Path:
+        return Path(self.settings.backup_dir) / ".state" / _OWED
+
+    def _read_owed(self) -> list[dict[str, Any]]:
+        try:
+            found = json.loads(self._owed_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+    def _write_owed(self, owed: list[dict[str, Any]]) -> None:
+        if not owed:
+            self._owed_file.unlink(missing_ok=True)
+            return
+        make_private(self._owed_file.parent)
+        fresh = self._owed_file.with_suffix(".new")
+        fresh.touch(mode=0o600)
+        fresh.write_text(json.dumps(owed), encoding="utf-8")
+        fresh.replace(self._owed_file)
+
+    def settle(self) -> None:
+        """Delete what earlier runs owe and has turned up since."""
+        owed = self._read_owed()
+        if not owed or missing(["httpx"]):
+            return
+        left = [step for step in owed if not self._settled(step)]
+        if left != owed:
+            with contextlib.suppress(OSError), _owing:
+                self._write_owed(left)
+
+    def _settled(self, step: dict[str, Any]) -> bool:
+        """Whether nothing can come of this line any more."""
+        node = Node(str(step["url"]), self.options)
+        age_s = (clock.now() - clock.from_iso(step["since"])).total_seconds()
+        try:
+            if step["step"] == _MAKING:
+                gone = self._remove_unnamed(node, step)
+            else:
+                gone = node.delete_snapshot(step["collection"], step["name"])
+        except BackupError:
+            return age_s > _OWED_S
+        finally:
+            node.close()
+        return gone or age_s > self.options.timeout_s
+
+    def _look_for_unnamed(self, node: Node, step: dict[str, Any], error: BackupError) -> None:
+        """After a request for a snapshot that failed: one that was not answered may be carried out all the same."""
+        gone = isinstance(error, Answered)
+        with contextlib.suppress(BackupError):
+            gone = self._remove_unnamed(node, step) or gone
+        if not gone:
+            self.owe(step)
+
+    def _await_upload(self, node: Node, step: dict[str, Any]) -> None:
+        """Wait until the server lists an upload that it had whole when our process was killed.
+
+        Before, there is nothing to delete, and the file would come when nobody looks any more.
+        """
+        deadline = time.monotonic() + _ARRIVAL_S + step["size"] / _ARRIVAL_BYTES_S
+        while time.monotonic() < deadline:
+            try:
+                if any(one["name"] == step["name"] for one in node.snapshots(step["collection"])):
+                    return
+            except Answered as error:
+                if error.status != 404:  # a collection that is yet to be made cannot list anything
+                    raise
+            time.sleep(0.1)
+        self.owe(step)
+
+    def _remove_unnamed(self, node: Node, step: dict[str, Any]) -> bool:
+        """Delete the snapshot of a request that was never answered. Says whether that is settled: else it may yet come.
 
         It is ours where it was not there before, its name tells the half minute in which we asked, and no other does: where
         several could be it, somebody else makes snapshots too, and none is touched.
@@ -762,7 +907,7 @@ class QdrantComponent(Component):
             listed = node.snapshots(step["collection"])
         except Answered as error:
             if error.status == 404:
-                return
+                return True
             raise
         candidates = []
         for name in (str(one["name"]) for one in listed):
@@ -779,6 +924,7 @@ class QdrantComponent(Component):
                 f"one of the snapshots {', '.join(candidates)} of {step['collection']} on {node.shown} may be left over from a "
                 "killed run: delete it by hand"
             )
+        return bool(candidates)
 
     def _undo_upload(self, node: Node, step: dict[str, Any]) -> None:
         collection, safety = step["collection"], step.get("safety")
@@ -786,14 +932,17 @@ class QdrantComponent(Component):
             node.info(collection)
         except Answered as error:
             if error.status == 500 and safety and Path(safety["path"]).is_file():
-                self.upload_file(node, collection, safety)
+                self.upload_file(node, collection, safety, step["name"])
                 self.reporter.warn(f"collection {collection} was left broken by a killed restore: its old data is back")
             elif error.status == 500 and step.get("created"):
                 node.delete_collection(collection)
         self.forget_upload(node, collection, step["name"])
 
-    def upload_file(self, node: Node, collection: str, safety: dict[str, Any]) -> None:
-        """Upload a snapshot from our disk, after its digest was compared. Raises BackupError."""
+    def upload_file(self, node: Node, collection: str, safety: dict[str, Any], name: str) -> None:
+        """Upload a snapshot from our disk under `name`, after its digest was compared. Raises BackupError.
+
+        The file stays on the server until `forget_upload`.
+        """
         path = Path(safety["path"])
         digest, size = hashlib.sha256(), 0
         for piece in _file_pieces(path):
@@ -801,27 +950,23 @@ class QdrantComponent(Component):
             size += len(piece)
         if (size, digest.hexdigest()) != (safety["size"], safety["sha256"]):
             raise VerificationError(f"the safety copy {path} is not what was written: it cannot be put back")
-        name = _upload_name()
-        self.note(_UPLOADING, url=node.url, collection=collection, name=name, safety=safety, created=False)
-        try:
-            node.upload(collection, name, _file_pieces(path), size, safety["sha256"])
-        finally:
-            with contextlib.suppress(BackupError):
-                self.forget_upload(node, collection, name)
+        note = {"url": node.url, "collection": collection, "name": name, "size": size}
+        self.note(_UPLOADING, **note, safety=safety, created=False)
+        announce = functools.partial(self.note, _SENT, **note)
+        node.upload(collection, name, _file_pieces(path), size, safety["sha256"], announce)
 
-    def forget_upload(self, node: Node, collection: str, name: str) -> None:
-        """Delete an uploaded file, which the server keeps in its snapshots folder, also after a failure.
+    def forget_upload(self, node: Node, collection: str, name: str) -> bool:
+        """Delete an uploaded file, which the server keeps in its snapshots folder, also after a failure; was it there?
 
         Where the collection does not exist the file cannot be listed or deleted: only while a collection of that name
         exists (measured). A small one is made for that moment, and deleted again.
         """
         if node.exists(collection):
-            node.delete_snapshot(collection, name)
-            return
+            return node.delete_snapshot(collection, name)
         probe = {"vectors": {}, "wal_config": {"wal_capacity_mb": 1}}
         node.ask("PUT", _path(collection), probe, what=f"finding the file of a failed upload to {collection}")
         try:
-            node.delete_snapshot(collection, name)
+            return node.delete_snapshot(collection, name)
         finally:
             if node.count(collection) == 0:
                 node.delete_collection(collection)
@@ -1075,7 +1220,7 @@ class QdrantCut(Cut):
             made.node.delete_snapshot(made.collection, made.name)
             made.gone = True
         except BackupError as error:
-            self.warnings.append(f"the snapshot {made.name} stays on the server, delete it by hand: {error}")
+            self.warnings.append(f"the snapshot {made.name} stays on the server until a later run deletes it: {error}")
 
     def _look_again(self) -> None:
         """What came and went while we dumped."""
@@ -1127,8 +1272,7 @@ class QdrantCut(Cut):
         for collection in self.collections:
             for made in collection.snapshots:
                 if not made.gone:
-                    with contextlib.suppress(BackupError):
-                        made.node.delete_snapshot(made.collection, made.name)
+                    self.component.drop(made.node, made.collection, made.name)
         close_all(self.nodes)
 
 
@@ -1397,6 +1541,20 @@ def _new_folder(parent: Path, stamp: str) -> Path:
     return next(path for name in names if not (path := parent / name).exists())
 
 
+@dataclass
+class _Upload:
+    """A file on its way to a server, which keeps it until we delete it."""
+
+    node: Node
+    collection: str
+    name: str
+    known: bool = False
+    """Whether it is known what became of it: answered, or never sent whole. Before, that it is not there proves nothing."""
+
+    def step(self) -> dict[str, Any]:
+        return {"step": _UPLOADING, "url": self.node.url, "collection": self.collection, "name": self.name}
+
+
 class QdrantRestoration(Restoration):
     """Absent collections are uploaded in `prepare`; those that are there are saved in `prepare` and replaced in `commit`."""
 
@@ -1410,7 +1568,7 @@ class QdrantRestoration(Restoration):
         self.targets: list[_Target] = []
         self.previous = _new_folder(Path(component.settings.backup_dir) / ".state" / "previous", component.context.stamp)
         self.aliases_before: dict[str, str] | None = None
-        self._leftovers: list[tuple[Node, str, str]] = []
+        self._leftovers: list[_Upload] = []
         try:
             self._look()
         except BaseException:
@@ -1607,8 +1765,7 @@ class QdrantRestoration(Restoration):
                 safety = {"path": str(path), "size": int(made["size"]), "sha256": digest.hexdigest()}
                 target.safety.append((node, safety))
             finally:
-                with contextlib.suppress(BackupError):
-                    node.delete_snapshot(target.name, made["name"])
+                self.component.drop(node, target.name, str(made["name"]))
         self.component.reporter.step(f"qdrant: collection {target.name} saved in {self.previous}")
 
     def _upload(self, targets: list[_Target]) -> None:
@@ -1670,22 +1827,36 @@ class QdrantRestoration(Restoration):
         return changes
 
     def _upload_one(self, target: _Target, node: Node, record: dict[str, Any], pieces: Iterator[bytes]) -> None:
-        name = _upload_name()
         safety = next((one for where, one in target.safety if where is node), None)
-        created = not target.there
-        note = {"url": node.url, "collection": target.name, "name": name, "safety": safety, "created": created}
-        self.component.note(_UPLOADING, **note)
-        self._leftovers.append((node, target.name, name))
+        upload = _Upload(node, target.name, _upload_name())
+        note = {"url": node.url, "collection": target.name, "name": upload.name, "size": int(record["size"])}
+        self.component.note(_UPLOADING, **note, safety=safety, created=not target.there)
+        announce = functools.partial(self.component.note, _SENT, **note)
         target.touched = True
-        node.upload(target.name, name, pieces, int(record["size"]), str(record["sha256"]))
+        with self._kept(upload):
+            node.upload(target.name, upload.name, pieces, int(record["size"]), str(record["sha256"]), announce)
+
+    @contextlib.contextmanager
+    def _kept(self, upload: _Upload) -> Iterator[None]:
+        """Delete the uploaded file once it was answered; after a failure `abort` and `close` do."""
+        self._leftovers.append(upload)
+        try:
+            yield
+        except BackupError as error:
+            upload.known = isinstance(error, (Answered, Cancelled, VerificationError))
+            raise
+        upload.known = True
         self._sweep()
 
     def _sweep(self) -> None:
         """Delete uploaded files; what cannot be deleted now is tried again in `close`."""
-        for leftover in list(self._leftovers):
+        for upload in list(self._leftovers):
             with contextlib.suppress(BackupError):
-                self.component.forget_upload(*leftover)
-                self._leftovers.remove(leftover)
+                there = self.component.forget_upload(upload.node, upload.collection, upload.name)
+                self._leftovers.remove(upload)
+                if not (there or upload.known):
+                    self.component.owe(upload.step())
+                self.component.note(_UPLOADED, url=upload.node.url, collection=upload.collection, name=upload.name)
 
     def _finish(self, target: _Target) -> None:
         """Wait until the collection answers, and make the payload indexes that did not come back (older servers)."""
@@ -1824,7 +1995,7 @@ class QdrantRestoration(Restoration):
                     pieces = node.download(target.name, made["name"], int(made["size"]))
                     readings.start(live, pieces, f"the snapshot {made['name']}")
                 finally:
-                    node.delete_snapshot(target.name, made["name"])
+                    self.component.drop(node, target.name, str(made["name"]))
             readings.finish()
         finally:
             readings.close()
@@ -1859,7 +2030,9 @@ class QdrantRestoration(Restoration):
             raise BackupError("it was broken before, so there is no safety copy to go back to")
         else:
             for node, safety in target.safety:
-                self.component.upload_file(node, target.name, safety)
+                upload = _Upload(node, target.name, _upload_name())
+                with self._kept(upload):
+                    self.component.upload_file(node, target.name, safety, upload.name)
             self._settled(target.name)
             count = first.count(target.name)
             if target.safety_count is not None and count < target.safety_count:
@@ -1895,9 +2068,11 @@ class QdrantRestoration(Restoration):
         self._sweep()
         left, self._leftovers = self._leftovers, []
         self.disconnect()
+        for upload in left:
+            self.component.owe(upload.step())
         if left:
-            said = ", ".join(f"{name} of {collection}" for __, collection, name in left)
-            raise BackupError(f"uploaded files stay in Qdrant's snapshots folder: {said}; delete them by hand")
+            said = ", ".join(f"{upload.name} of {upload.collection}" for upload in left)
+            raise BackupError(f"uploaded files stay in Qdrant's snapshots folder until a later run deletes them: {said}")
 
 
 def _kept(target: _Target) -> str:
