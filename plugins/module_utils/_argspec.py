@@ -117,6 +117,17 @@ CREATE = ArgumentSpec(
     }
 )
 
+DUMPS = {
+    "backup_set_create": COMMON + CREATE + STORES + COMPONENTS_OPTION + FILTERS,
+    "postgresql_dump": COMMON + CREATE + POSTGRESQL + POSTGRESQL_FILTERS,
+    "redis_dump": COMMON + CREATE + REDIS + REDIS_FILTERS,
+    "qdrant_dump": COMMON + CREATE + QDRANT + QDRANT_FILTERS,
+    "config_dump": COMMON + CREATE + CONFIG,
+}
+"""Module → what it takes, for those that make sets; their action plugin must know it as well."""
+
+INFO = ArgumentSpec({"id": _text(), "max_age": _text()}, mutually_exclusive=[("id", "max_age")])
+
 DEPTH = ArgumentSpec({"depth": _text(default="full", choices=["quick", "full"])})
 VERIFY = DEPTH + ArgumentSpec({"id": _text(), "path": {"type": "path"}}, mutually_exclusive=[("id", "path")])
 VERIFY_SET = DEPTH + ArgumentSpec(

@@ -186,8 +186,7 @@ from ..module_utils._module import run
 
 
 def main():
-    spec = _argspec.COMMON + _argspec.CREATE + _argspec.STORES + _argspec.COMPONENTS_OPTION + _argspec.FILTERS
-    run(spec.make(), _actions.create())
+    run(_argspec.DUMPS["backup_set_create"].make(), _actions.create())
 
 
 if __name__ == "__main__":

@@ -24,6 +24,13 @@ options:
     type: list
     elements: str
     choices: [postgresql, redis, qdrant, config]
+  max_age:
+    description:
+      - Tell whether there is a verified set that is not older than this, such as V(90m), V(36h) or V(7d). Without O(components)
+        it must hold the stores that the host's configuration names.
+      - Only a set counts that the host's configuration and O(settings) would make, with the same things left out.
+      - The sets are not listed then. Cannot be used together with O(id).
+    type: str
 seealso:
   - module: agentmem.backup.backup_set_create
   - module: agentmem.backup.backup_set_verify
@@ -44,6 +51,16 @@ EXAMPLES = r"""
     that: backups.newest_verified is not none
     fail_msg: There is no verified backup in {{ backups.directory }}.
 
+- name: Find out whether there is a backup of the last day
+  agentmem.backup.backup_set_info:
+    max_age: 24h
+  register: backups
+
+- name: Stop where there is none
+  ansible.builtin.assert:
+    that: backups.fresh
+    fail_msg: "{{ backups.msg }}"
+
 - name: Show the newest set with a database in full
   agentmem.backup.backup_set_info:
     id: latest
@@ -63,7 +80,7 @@ directory:
   type: str
   sample: /backups/agentmem
 sets:
-  description: The sets, oldest first.
+  description: The sets, oldest first. Empty with O(max_age).
   returned: always
   type: list
   elements: dict
@@ -103,12 +120,20 @@ sets:
       verdict: verified
       remark: ""
 newest_verified:
-  description: The newest verified set that holds O(components), by its ID. V(none) where there is none.
+  description:
+    - The newest verified set that holds O(components), by its ID. V(none) where there is none. With O(max_age) one that would be
+      made as the host's configuration says.
   returned: always
   type: str
   sample: "20250103_120000"
+fresh:
+  description: Whether there is a set that is young enough. The sentence in RV(msg) says which, or why there is none.
+  returned: O(max_age) is given
+  type: bool
+  sample: true
 set:
-  description: The set of O(id) in full. V(none) where no ID was given or there is no such set.
+  description:
+    - The set of O(id), or the one that is young enough for O(max_age), in full. V(none) where there is no such set.
   returned: always
   type: dict
   contains:
@@ -181,13 +206,13 @@ exit_code:
   sample: 3
 """
 
-from ..module_utils import _actions, _argspec
+from ..module_utils import _argspec, _info
 from ..module_utils._module import run
 
 
 def main():
-    spec = _argspec.COMMON + _argspec.COMPONENTS_OPTION + _argspec.ArgumentSpec({"id": {"type": "str"}})
-    run(spec.make(), _actions.info)
+    spec = _argspec.COMMON + _argspec.COMPONENTS_OPTION + _argspec.INFO
+    run(spec.make(), _info.info)
 
 
 if __name__ == "__main__":

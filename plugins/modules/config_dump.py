@@ -156,8 +156,7 @@ from ..module_utils._module import run
 
 
 def main():
-    spec = _argspec.COMMON + _argspec.CREATE + _argspec.CONFIG
-    run(spec.make(), _actions.create(["config"]))
+    run(_argspec.DUMPS["config_dump"].make(), _actions.create(["config"]))
 
 
 if __name__ == "__main__":

@@ -161,8 +161,7 @@ from ..module_utils._module import run
 
 
 def main():
-    spec = _argspec.COMMON + _argspec.CREATE + _argspec.POSTGRESQL + _argspec.POSTGRESQL_FILTERS
-    run(spec.make(), _actions.create(["postgresql"]))
+    run(_argspec.DUMPS["postgresql_dump"].make(), _actions.create(["postgresql"]))
 
 
 if __name__ == "__main__":

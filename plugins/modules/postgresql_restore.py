@@ -72,7 +72,7 @@ differences:
   returned: when O(force=false)
   type: list
   elements: str
-  sample: ["postgresql: rows of public.memories: 52340 backed up, 0 restored"]
+  sample: ["postgresql: rows of public.memories: 52340 backed up, 0 in the database"]
 not_compared:
   description: What could not be compared before the restore, and why. It is never taken for equal.
   returned: when O(force=false)

@@ -160,8 +160,7 @@ from ..module_utils._module import run
 
 
 def main():
-    spec = _argspec.COMMON + _argspec.CREATE + _argspec.QDRANT + _argspec.QDRANT_FILTERS
-    run(spec.make(), _actions.create(["qdrant"]))
+    run(_argspec.DUMPS["qdrant_dump"].make(), _actions.create(["qdrant"]))
 
 
 if __name__ == "__main__":

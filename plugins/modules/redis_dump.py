@@ -160,8 +160,7 @@ from ..module_utils._module import run
 
 
 def main():
-    spec = _argspec.COMMON + _argspec.CREATE + _argspec.REDIS + _argspec.REDIS_FILTERS
-    run(spec.make(), _actions.create(["redis"]))
+    run(_argspec.DUMPS["redis_dump"].make(), _actions.create(["redis"]))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ OTHERS = {
     "--pdeathsig": "setpriv's",
     "--clean": "pg_restore's",
     "--delta": "pgBackRest's",
+    "--limit": "ansible-playbook's",
 }
 """Options in the text that are not this command's, and whose they are."""
 PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", *sorted(f"docs/{path.name}" for path in (CHECKOUT / "docs").glob("*.md"))]

@@ -203,5 +203,5 @@ def test_what_runs_before_the_respawn_parses_on_python_3_8() -> None:
                 found = [base.with_suffix(".py"), *((base / name.name).with_suffix(".py") for name in node.names)]
                 waiting += [one for one in [*found, base / "__init__.py"] if one.is_file()]
     names = {path.name for path in seen}
-    assert {"_module.py", "_argspec.py", "_actions.py", "libraries.py", "errors.py"} <= names
+    assert {"_module.py", "_argspec.py", "_info.py", "_actions.py", "libraries.py", "errors.py"} <= names
     assert not {"create.py", "restore.py", "postgresql.py", "settings.py"} & names

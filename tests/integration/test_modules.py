@@ -133,6 +133,34 @@ def test_a_set_is_made_once_verified_and_brought_back_once(stores: Stores, contr
     assert compare.differences(before, compare.capture(stores)) == []
 
 
+def test_where_there_is_nothing_to_do_the_stores_part_of_the_engine_does_not_travel(
+    stores: Stores, controller: Controller
+) -> None:
+    """Under async the module answers by itself: both ways must say the same, and only what is plainly fresh is cut short."""
+    dump = task("config_dump", max_age="2h")
+    (made,) = controller.run(stores, [dump])
+    (short,) = controller.run(stores, [dump], "-vvvvv")
+    assert "_engine/freshness.py" in controller.printed and "_engine/components/" not in controller.printed
+    own, *others = controller.run(
+        stores,
+        [
+            {**dump, "async": 60, "poll": 1},
+            task("config_dump", max_age="2h", qdrant_url="http://localhost:1"),
+            task("config_dump", max_age="2h", settings={"config.directory": "/x"}, config_directory="/y"),
+            task("config_dump", max_age="soon"),
+            task("config_dump", max_age="2h", config_directory=str(stores.log_dir)),
+        ],
+        "-vvvvv",
+    )
+    assert "_engine/components/redis.py" in controller.printed
+    assert own["msg"].endswith(": nothing to do") and short["msg"].endswith(": nothing to do")
+    apart = {"msg", "ansible_job_id", "finished", "results_file", "started", "stderr", "stderr_lines", "stdout", "stdout_lines"}
+    assert {name: own[name] for name in own.keys() - apart} == {name: short[name] for name in short.keys() - apart}
+    assert outcome([made, short, own]) == [CHANGED, UNCHANGED, UNCHANGED] and short["id"] == made["id"]
+    assert outcome(others) == [FAILED, FAILED, FAILED, CHANGED], others
+    assert "Unsupported parameters" in others[0]["msg"] and "given twice" in others[1]["msg"] and "soon" in others[2]["msg"]
+
+
 def test_each_store_by_itself(stores: Stores, controller: Controller) -> None:
     made = controller.run(stores, [task(f"{store}_{verb}") for store in STORES for verb in ("dump", "verify")])
     assert outcome(made) == [CHANGED, UNCHANGED] * 4, made
@@ -224,14 +252,12 @@ def bare_python() -> Iterator[str]:
         yield str(directory / "bare" / "bin" / "python")
 
 
-def old_python() -> str | None:
-    """A Python 3.8, which ansible-core still runs on and the engine does not."""
-    found = [shutil.which("python3.8"), *map(str, Path("~/.pyenv/versions").expanduser().glob("3.8.*/bin/python"))]
-    for one in found:
-        if (
-            one
-            and subprocess.run([one, "-c", "import sys; sys.exit(sys.version_info[:2] != (3, 8))"], check=False).returncode == 0
-        ):
+def old_python(version: str) -> str | None:
+    """A Python of that minor version, which ansible-core still runs on and the engine does not."""
+    there = Path("~/.pyenv/versions").expanduser().glob(f"{version}.*/bin/python")
+    code = f"import sys; sys.exit('%d.%d' % sys.version_info[:2] != '{version}')"
+    for one in [shutil.which(f"python{version}"), *map(str, there)]:
+        if one and subprocess.run([one, "-c", code], check=False).returncode == 0:
             return one
     return None
 
@@ -252,10 +278,13 @@ def test_a_python_without_any_library_goes_on_in_the_virtual_environment(
     assert sets_in(stores) == [results[0]["id"]]
 
 
-def test_a_python_that_is_too_old_goes_on_in_the_virtual_environment(stores: Stores, controller: Controller) -> None:
-    python = old_python()
+@pytest.mark.parametrize("version", ["3.8", "3.9"])  # the oldest that ansible-core 2.18 runs modules on, and RHEL 9's
+def test_a_python_that_is_too_old_goes_on_in_the_virtual_environment(
+    stores: Stores, controller: Controller, version: str
+) -> None:
+    python = old_python(version)
     if python is None:
-        pytest.skip("there is no Python 3.8 here")
+        pytest.skip(f"there is no Python {version} here")
     tasks = [task("config_dump", interpreter=sys.executable), task("config_dump", interpreter="/nonexistent/bin/python")]
     results = controller.run(stores, tasks, python=python)
     assert outcome(results) == [CHANGED, FAILED], results

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,8 +67,9 @@ def good(played: Played) -> dict[str, object]:
 
 
 def test_backup_verify_destroy_restore(stores: Stores, run: Run) -> None:
+    """Once under async, as on every host that is not this machine; nothing else shows that the result comes back whole."""
     before = compare.capture(stores)
-    made = good(run("backup"))
+    made = good(run("backup", agentmem_backup_async=200))
     assert made == {"id": command.manifest(stores, str(made["id"]))["id"], "verdict": "verified"}
     assert good(run("verify")) == made
     assert good(run("verify", agentmem_backup_id=made["id"])) == made
@@ -79,7 +81,7 @@ def test_backup_verify_destroy_restore(stores: Stores, run: Run) -> None:
     assert refused.code == 2 and "set confirm to true" in refused.output
     assert compare.differences(gone, compare.capture(stores)) == []
 
-    assert good(run("restore", agentmem_backup_confirm="yes")) == {"id": made["id"], "equal": True}
+    assert good(run("restore", agentmem_backup_confirm="yes", agentmem_backup_async=200)) == {"id": made["id"], "equal": True}
     assert compare.differences(before, compare.capture(stores)) == []
 
 
@@ -103,6 +105,81 @@ def test_a_damaged_set_fails_the_play_and_the_verdict_is_told(stores: Stores, ru
     refused = run("restore", agentmem_backup_confirm=True)
     assert refused.code == 2 and "does not verify" in refused.output.replace("\n", " ")
     assert compare.differences(before, compare.capture(stores)) == []
+
+
+# --- a fleet
+
+
+class Fleet:
+    """Four hosts that are this machine, each with a backup directory of its own: one cannot be reached, one cannot write."""
+
+    def __init__(self, directory: Path, collections: Path):
+        self._directory, self._collections = directory, collections
+        (directory / "config").mkdir()
+        (directory / "config" / "app.env").write_text("A=1")
+        (directory / "file").touch()
+        self.hosts = {name: {"agentmem_backup_options": self._options(name)} for name in ("dead", "bad", "one", "two")}
+        self.hosts["dead"]["ansible_remote_tmp"] = "/proc/nowhere"  # Ansible calls such a host unreachable
+        self.hosts["bad"]["agentmem_backup_options"]["backup_dir"] = str(directory / "file" / "sets")
+
+    def _options(self, name: str) -> dict[str, object]:
+        (self._directory / name).mkdir(mode=0o700)
+        settings = {
+            "config.directory": str(self._directory / "config"),
+            "log_dir": str(self._directory),
+            "components": ["config"],
+        }
+        return {"backup_dir": str(self._directory / name), "settings": settings, "settings_file": "/dev/null"}
+
+    def run(self, name: str, *arguments: str, **variables: object) -> Played:
+        told = ("-e", json.dumps(variables), *arguments)
+        return play(f"agentmem.backup.{name}", self._directory, self._collections, *told, hosts=self.hosts)
+
+    def made(self) -> list[str]:
+        """Hosts that have a set, as the disk says."""
+        return [name for name in self.hosts if list((self._directory / name).glob("manifest_*.json"))]
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, collections: Path) -> Fleet:
+    return Fleet(tmp_path, collections)
+
+
+@pytest.mark.parametrize("serial", ["100%", 1, [1, "50%"]], ids=str)
+def test_a_dead_and_a_failing_host_stop_no_other(fleet: Fleet, serial: object) -> None:
+    played = fleet.run("backup", agentmem_backup_serial=serial)
+    assert played.code == 2, played.output
+    assert fleet.made() == ["one", "two"]
+    assert "no fresh backup on 2 of 4 hosts: dead, bad" in played.output
+    assert played.stats["agentmem_backup_without"] == ["dead", "bad"]
+    told = played.stats["agentmem_backup_sets"]
+    assert {name: one.get("verdict") for name, one in told.items()} == {
+        "dead": None, "bad": None, "one": "verified", "two": "verified",
+    }  # fmt: skip
+    failed = re.findall(r"^(\w+) .* failed=1 ", played.output, re.MULTILINE)
+    assert sorted(failed) == ["bad", "dead"]
+
+
+def test_a_limit_is_kept_to(fleet: Fleet) -> None:
+    played = fleet.run("backup", "--limit", "one")
+    assert played.code == 0, played.output
+    assert fleet.made() == ["one"] and played.stats["agentmem_backup_without"] == []
+    played = fleet.run("verify", "--limit", "one,two")
+    assert played.code == 2 and "no backup that is proven whole on 1 of 2 hosts: two" in played.output
+    assert played.stats["agentmem_backup_sets"]["one"]["verdict"] == "verified"
+
+
+@pytest.mark.parametrize("failing", ["dead", "bad"])
+def test_too_many_failures_end_the_run_where_that_is_wanted(fleet: Fleet, failing: str) -> None:
+    played = fleet.run("backup", "--limit", f"{failing},one,two", agentmem_backup_serial=1, agentmem_backup_max_fail_percentage=0)
+    assert played.code == 2 and fleet.made() == [], played.output
+    played = fleet.run(
+        "backup", "--limit", f"{failing},one,two", agentmem_backup_serial=3, agentmem_backup_max_fail_percentage=40
+    )
+    assert played.code == 2 and fleet.made() == ["one", "two"], played.output
+
+
+# --- secrets
 
 
 def test_no_secret_is_shown_with_all_verbosity(stores: Stores, run: Run) -> None:

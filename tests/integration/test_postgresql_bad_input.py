@@ -278,7 +278,7 @@ def test_restored_data_that_is_not_equal_is_not_switched_to(store: Store) -> Non
     assert source.entry is not None
     source.entry["fingerprint"]["tables"]["public.users"]["rows"] = 51
     databases = untouched(store)
-    with pytest.raises(AssertionError, match=r"rows of public\.users: 51 backed up, 50 restored"):
+    with pytest.raises(AssertionError, match=r"rows of public\.users: 51 backed up, 50 in the database"):
         store.restore(source)
     assert untouched(store) == databases
 

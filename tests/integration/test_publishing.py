@@ -52,8 +52,8 @@ def test_the_installed_collection_is_the_checkout(installed: Path) -> None:
 
 def test_the_action_group_has_every_module() -> None:
     runtime = yaml.safe_load((CHECKOUT / "meta" / "runtime.yml").read_text())
-    # Those that run on the controller share no options with the hosts'.
-    actions = {path.stem for path in (CHECKOUT / "plugins" / "action").glob("*.py")}
+    # Those that run on the controller share no options with the hosts'; that of backup_set_create is only a short cut.
+    actions = {path.stem for path in (CHECKOUT / "plugins" / "action").glob("*.py")} - {"backup_set_create"}
     assert runtime["action_groups"]["all"] == [name for name in modules(CHECKOUT) if name not in actions] != []
 
 

@@ -81,12 +81,21 @@ class Played:
 
 
 def play(
-    playbook: str | Path, directory: Path, collections: Path, *arguments: str, env: Mapping[str, str] | None = None
+    playbook: str | Path,
+    directory: Path,
+    collections: Path,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    hosts: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Played:
-    """Run a playbook on a host `stores`, which is this machine, with collections from `collections` alone."""
-    python = f"ansible_connection=local ansible_python_interpreter={sys.executable}"
-    inventory = directory / "inventory.ini"
-    inventory.write_text(f"stores {python}\n")
+    """Run a playbook on a host `stores`, or on `hosts` with variables of their own, with collections from `collections` alone.
+
+    Every host is this machine.
+    """
+    here = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    inventory = directory / "inventory.json"
+    told = {name: {**here, **variables} for name, variables in (hosts or {"stores": {}}).items()}
+    inventory.write_text(json.dumps({"all": {"hosts": told}}))
     done = subprocess.run(
         [str(BIN / "ansible-playbook"), str(playbook), "-i", str(inventory), *arguments],
         cwd=directory,

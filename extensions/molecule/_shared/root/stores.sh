@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Run inside the root when it is built: the stores are configured as for an application on another host, and empty.
 apt-get clean
 rm -rf /var/lib/apt/lists/*

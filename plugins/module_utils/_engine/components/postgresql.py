@@ -534,7 +534,7 @@ def compare(recorded: dict[str, Any], found: dict[str, Any]) -> Comparison:
 def _expect(outcome: Comparison, what: str, before: Any, now: Any) -> None:
     outcome.compared += 1
     if before != now:
-        outcome.differences.append(f"{what}: {before} backed up, {'none' if now is None else now} restored")
+        outcome.differences.append(f"{what}: {before} backed up, {'none' if now is None else now} in the database")
 
 
 def _compare_tables(outcome: Comparison, recorded: dict[str, Any], found: dict[str, Any], excluded: set[str]) -> None:

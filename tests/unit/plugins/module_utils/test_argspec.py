@@ -15,8 +15,8 @@ from ansible_collections.agentmem.backup.plugins.module_utils._engine.settings i
 
 PLUGINS = Path(__file__).parents[4] / "plugins"
 HOME = "ansible_collections.agentmem.backup.plugins"
-ACTIONS = {path.stem for path in (PLUGINS / "action").glob("*.py")}
-"""These run on the controller: their modules are nothing but documentation."""
+ACTIONS = {path.stem for path in (PLUGINS / "action").glob("*.py")} - {"backup_set_create"}
+"""These run on the controller: their modules are nothing but documentation. That of backup_set_create is only a short cut."""
 MODULES = sorted({path.stem for path in (PLUGINS / "modules").glob("*.py")} - ACTIONS)
 KINDS = {"str": {"str", "path"}, "int": {"int"}, "float": {"float"}, "bool": {"bool"}, "list[str]": {"list"}}
 """Type of a setting → types of an option that may stand for it."""

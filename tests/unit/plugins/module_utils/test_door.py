@@ -165,7 +165,7 @@ def test_what_runs_before_the_respawn_parses_on_python_3_8():
             seen.add(path)
             ahead += top_level_imports(path)
     names = {path.name for path in seen}
-    assert {"_module.py", "_argspec.py", "_actions.py", "libraries.py", "errors.py"} <= names
+    assert {"_module.py", "_argspec.py", "_info.py", "_actions.py", "libraries.py", "errors.py"} <= names
     assert "settings.py" not in names
     for path in seen:
         ast.parse(path.read_text(), feature_version=(3, 8))

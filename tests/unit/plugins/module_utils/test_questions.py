@@ -9,7 +9,7 @@ from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.agentmem.backup.plugins.module_utils import _actions
+from ansible_collections.agentmem.backup.plugins.module_utils import _actions, _info
 from ansible_collections.agentmem.backup.plugins.module_utils._engine import clock, compare, history
 from ansible_collections.agentmem.backup.plugins.module_utils._engine.components.base import CONTENT, COUNTS, Comparison, Source
 from ansible_collections.agentmem.backup.plugins.module_utils._engine.errors import BackupError, UsageError
@@ -41,7 +41,7 @@ def asked(directory, max_age, components=("postgresql",), **changes):
         section, _dot, rest = name.partition("__")
         setattr(getattr(settings, section) if rest else settings, rest or section, value)
     task = SimpleNamespace(settings=settings, params={"max_age": max_age})
-    newest, why = _actions.why_create(task, directory)
+    newest, why = _info.why_create(task, directory)
     return newest.id if newest else None, why
 
 
