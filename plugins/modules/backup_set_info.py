@@ -51,12 +51,14 @@ EXAMPLES = r"""
     that: backups.newest_verified is not none
     fail_msg: There is no verified backup in {{ backups.directory }}.
 
-- name: Find out whether there is a backup of the last day
+- name: Find out whether the database was backed up within the last day
   agentmem.backup.backup_set_info:
+    components:
+      - postgresql
     max_age: 24h
   register: backups
 
-- name: Stop where there is none
+- name: Stop where it was not
   ansible.builtin.assert:
     that: backups.fresh
     fail_msg: "{{ backups.msg }}"
