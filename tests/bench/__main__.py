@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from tests.bench import playing, report, rows
+from tests.bench import fleet, playing, report, rows
 from tests.bench.stand import BenchError, Stand
 from tests.support.data import Scale
 from tests.support.servers import CHECKOUT
@@ -24,7 +24,7 @@ PAGE = CHECKOUT / "docs" / "benchmarks.md"
 FULL = {"PostgreSQL": 1000.0, "Redis": 100.0, "vectors": 600.0}
 QUICK = {"PostgreSQL": 100.0, "Redis": 10.0, "vectors": 60.0}
 QUIET_LOAD = 0.5
-ROWS = {**rows.ROWS, **playing.ROWS}
+ROWS = {**rows.ROWS, **playing.ROWS, **fleet.ROWS}
 NAMES = (*ROWS, "memory")
 
 
@@ -83,6 +83,7 @@ def main() -> int:
     parser.add_argument(
         "--only", metavar="ROW", action="append", choices=NAMES, help=f"one row (writes nothing): {', '.join(NAMES)}"
     )
+    parser.add_argument("--fleet", action="store_true", help=f"only the rows about many hosts: {', '.join(fleet.ROWS)}")
     options = parser.parse_args()
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -91,14 +92,15 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, stop)
     begun = time.monotonic()
-    writing = options.write or not (options.quick or options.only)
+    names = options.only or list(fleet.ROWS if options.fleet else NAMES)
+    writing = options.write or not (options.quick or options.only or options.fleet)
 
     def save(so_far: report.Findings) -> None:
         if writing:
             PAGE.write_text(report.page(so_far), encoding="utf-8")
 
-    names = options.only or list(NAMES)
-    little = options.quick or {*names} <= {*playing.ROWS}  # what Ansible adds does not depend on how much data there is
+    # What Ansible adds does not depend on how much data there is.
+    little = options.quick or {*names} <= {*playing.ROWS, *fleet.ROWS}
     found = measure_all(QUICK if little else FULL, names, save)
     tell("\n" + report.page(found))
     save(found)

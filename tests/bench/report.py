@@ -76,7 +76,9 @@ def page(found: Findings) -> str:
         "Ours: `agentmem-backup create`, `create --fingerprint content`, `restore latest --yes`, `verify latest`, `--version`, "
         "`list`, as programs of their own, the start of Python included. The dump alone is the engine's in a child process, "
         "timed from opening the cut to the closed and flushed file. Modules and playbooks are runs of `ansible-playbook` from "
-        "start to end, on this machine over the connection `local`, with one task each. The peers, literally:",
+        "start to end, on this machine over the connection `local`, with one task each; the backups of "
+        "many hosts at once are those of the playbook, each host with a directory of its own. "
+        "The page of a fleet is made by a process of its own from what the hosts have told. The peers, literally:",
         _literally(),
     ]
     return "\n\n".join(parts) + "\n"

@@ -99,12 +99,12 @@ def _texts(node: ast.AST) -> Iterator[str]:
 
 
 def sentences() -> list[str]:
-    """Every text in the source of the engine and of the modules' door as a template, docstrings left out.
+    """Every text in the source of the engine, of the modules' door and of the action plugins as a template, docstrings left out.
 
     What is filled in when it runs is `…`.
     """
     found: list[str] = []
-    for path in sorted(ENGINE.parent.rglob("*.py")):
+    for path in sorted([*ENGINE.parent.rglob("*.py"), *(CHECKOUT / "plugins" / "action").glob("*.py")]):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):

@@ -116,6 +116,15 @@ def test_a_set_from_before_sizes_were_recorded_is_read_from_its_manifest(stores:
     assert told(stores)["state"] == "stale"
 
 
+def test_metrics_are_those_of_the_text_file(stores: Stores) -> None:
+    made = create(stores, "--component", "config")
+    printed = command.good(stores, "report", "--format", "prometheus").stdout
+    size = command.manifest(stores, made)["components"]["config"]["bytes"]
+    (line,) = [line for line in printed.splitlines() if line.startswith("agentmem_backup_last_good_size_bytes{")]
+    assert '"config"' in line and line.endswith(f" {size}")
+    assert all(line.startswith(("#", "agentmem_backup_")) for line in printed.splitlines())
+
+
 def test_no_secret_leaves_the_host_in_a_sentence(stores: Stores) -> None:
     secret = str(stores.postgres.app_password)
     audit.append(stores.backup_dir, "create", "failed", id="", error=f"password {secret} is wrong")

@@ -153,7 +153,9 @@ def _extract_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def _report_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--format", choices=("html", "json"), default="html", help="a page for people, or data (as --json)")
+    sub.add_argument(
+        "--format", choices=("html", "json", "prometheus"), default="html", help="page, data (as --json), or metrics"
+    )
     sub.add_argument("--output", metavar="FILE", type=Path, help="where to write it, whole or not at all (default: print it)")
     sub.add_argument("--days", metavar="N", type=int, default=90, help="how far to look back (default: 90)")
     sub.add_argument("--max-age", metavar="AGE", default="26h", help="older than this is stale (default: 26h)")
@@ -460,12 +462,14 @@ def _prune(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from . import clock, fleet, page, report
+    from . import clock, fleet, metrics, page, report
 
     settings, max_age = _settings(arguments), clock.parse_age(arguments.max_age)
     with _console(settings, arguments, log=False) as console, _explained(console, arguments):
         found = report.report(settings, arguments.days, max_age)
-        if arguments.json or arguments.format == "json":
+        if arguments.format == "prometheus" and not arguments.json:
+            text = metrics.render(settings).rstrip("\n")
+        elif arguments.json or arguments.format == "json":
             text = json.dumps(found, indent=1, ensure_ascii=False)
         else:
             text = page.html(fleet.join({found["host"]: found}), f"Backups of {found['host']}")
