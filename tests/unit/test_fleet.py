@@ -41,9 +41,11 @@ def test_days_weeks_and_changes_are_those_of_the_runs() -> None:
     said["runs"][3].update(result="failed", bytes=0, stores={})
     said["runs"][4].update(result="suspicious")
     said["runs"][-1].update(bytes=50, stores={"redis": 50})
+    again = {**said["runs"][6], "time": said["runs"][6]["time"].replace("T00:", "T01:"), "result": "failed", "bytes": 0}
+    said["runs"] += [again, {**said["runs"][6], "time": again["time"].replace("T01:", "T02:")}]  # a bad run between two good ones
     del said["runs"][8]
     host = fleet.join({"a": said})["hosts"][0]
-    assert host["trend"]["days"] == "vvvfsvvv.vvvvvvvvvvvv"
+    assert host["trend"]["days"] == "vvvfsvfv.vvvvvvvvvvvv"
     assert host["trend"]["bytes"] == [100, 100, 100, None, 100, 100, 100, 100, None, *[100] * 11, 50]
     assert host["stores"] == {"redis": {"bytes": 50, "change_percent": -50.0, "weeks": [100, 100, 50]}}
 
