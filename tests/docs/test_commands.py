@@ -17,6 +17,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,7 +143,7 @@ class Host:
     def _new_second(self) -> None:
         """Two sets in one second are refused: wait for the next ID."""
         while any(self.stores.backup_dir.glob(f"manifest_{clock.set_id(clock.now())}.*")):
-            pass
+            time.sleep(0.02)
 
     def told(self, text: str) -> str:
         """What was printed, with this host's places as the documentation has them."""

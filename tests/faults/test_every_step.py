@@ -11,13 +11,12 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from agentmem_backup import backup_set, restore, verify
+from agentmem_backup import backup_set, create, lock, restore, verify
 from agentmem_backup.components.postgresql import PostgresqlRestoration
 from agentmem_backup.components.redis import RedisRestoration
 from agentmem_backup.errors import BackupError
@@ -25,36 +24,58 @@ from agentmem_backup.progress import Reporter
 from agentmem_backup.settings import load
 
 from tests.support import command, compare
+from tests.support.at_step import AtStep
 from tests.support.servers import Stores
 
 pytestmark = pytest.mark.timeout(900)
-AT_STEP = (sys.executable, "-m", "tests.support.at_step")
 
 
-def run_until(stores: Stores, trace: Path, number: int, action: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    trace.unlink(missing_ok=True)
-    return command.run(stores, *arguments, program=(*AT_STEP, str(number), action, str(trace), "--"))
+@pytest.fixture(scope="module")
+def program() -> Iterator[AtStep]:
+    """The command, warm."""
+    with AtStep() as program:
+        yield program
 
 
-def steps_of(stores: Stores, trace: Path, *arguments: str) -> list[str]:
-    done = run_until(stores, trace, 0, "none", *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return trace.read_text().splitlines()
+@dataclass
+class Stopper:
+    """Runs of one command on the stores, stopped or hampered at one step after the other."""
+
+    program: AtStep
+    stores: Stores
+    trace: Path
+    arguments: tuple[str, ...]
+
+    def steps(self) -> list[str]:
+        """The steps of a run that nothing stops."""
+        done = self.program.run(self.stores, *self.arguments, trace=self.trace)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return self.taken()
+
+    def taken(self) -> list[str]:
+        """The steps of the last run."""
+        return self.trace.read_text().splitlines()
+
+    def run(self, number: int, action: str) -> subprocess.CompletedProcess[str]:
+        """One run to which `action` happens at step `number`."""
+        done = self.program.run(self.stores, *self.arguments, number=number, action=action, trace=self.trace)
+        assert "Traceback" not in done.stderr
+        return done
 
 
-def next_second() -> None:
-    """Two sets never share an ID, which names the second."""
-    second = int(time.time())
-    while int(time.time()) == second:
-        time.sleep(0.02)
+def recover(stores: Stores) -> None:
+    """What every run begins with: finish or remove what a killed one left."""
+    settings = load(environment=stores.environment())
+    with lock.hold(stores.backup_dir / backup_set.STATE / "lock", "test", 0):
+        create.clear_the_way(stores.backup_dir, settings, Reporter())
 
 
 def assert_nothing_is_left(stores: Stores, told: str = "") -> None:
     staging = stores.backup_dir / ".staging"
-    assert not staging.exists() or list(staging.iterdir()) == []
+    assert not staging.exists() or list(staging.iterdir()) == [], told
     with stores.qdrant.client() as client:
         for one in client.get("/collections").json()["result"]["collections"]:
-            assert client.get(f"/collections/{one['name']}/snapshots").json()["result"] == []
+            assert client.get(f"/collections/{one['name']}/snapshots").json()["result"] == [], told
     with stores.postgres.connect() as connection:
         names = [row[0] for row in connection.execute("SELECT datname FROM pg_database")]
     assert [name for name in names if "__restore" in name or "__scratch" in name] == [], told
@@ -74,28 +95,36 @@ def assert_every_set_is_whole(stores: Stores) -> int:
     return len(named)
 
 
+def keep_newest_set(stores: Stores) -> None:
+    """Keep the next rounds short."""
+    for path in sorted(stores.backup_dir.glob("manifest_*.json"))[:-1]:
+        one = path.name.removeprefix("manifest_").removesuffix(".json")
+        for file in stores.backup_dir.glob(f"*_{one}.*"):
+            file.unlink()
+
+
 @pytest.mark.parametrize("action", ["kill", "term"])
-def test_create_stopped_at_every_step(stores: Stores, tmp_path: Path, action: str) -> None:
-    trace = tmp_path / "trace"
-    steps = steps_of(stores, trace, "create")
+def test_create_stopped_at_every_step(program: AtStep, stores: Stores, tmp_path: Path, action: str) -> None:
+    """A terminated run leaves nothing; after a killed one, nothing is left once the next has looked."""
+    stopper = Stopper(program, stores, tmp_path / "trace", ("create",))
+    steps = stopper.steps()
     assert len(steps) > 12
     assert {"begin", "file", "publish", "move", "published"} <= {step.split()[0] for step in steps}
+    # From this step on a set is finished: by the next run, or by a run that is asked to end and has begun to move files.
+    visible = "publish" if action == "kill" else "move"
     for number in range(1, len(steps) + 1):
-        next_second()
-        done = run_until(stores, trace, number, action, "create")
-        assert done.returncode == (-9 if action == "kill" else 1) or len(trace.read_text().splitlines()) < number, done.stderr
-        if action == "term":
-            assert "Traceback" not in done.stderr
-        before = assert_every_set_is_whole(stores) if action == "term" else None
-        next_second()
-        command.create(stores)
-        after = assert_every_set_is_whole(stores)
-        assert before is None or after == before + 1
-        assert_nothing_is_left(stores)
-        for path in sorted(stores.backup_dir.glob("manifest_*.json"))[:-1]:  # keep the next rounds short
-            one = path.name.removeprefix("manifest_").removesuffix(".json")
-            for file in stores.backup_dir.glob(f"*_{one}.*"):
-                file.unlink()
+        done = stopper.run(number, action)
+        taken = stopper.taken()
+        assert done.returncode == (-9 if action == "kill" else 1) or len(taken) < number, done.stderr
+        if action == "kill":
+            recover(stores)
+        told = f"after {action} at step {number}, {taken[-1]}: {done.stderr}"
+        assert assert_every_set_is_whole(stores) == (2 if visible in taken else 1), told
+        assert_nothing_is_left(stores, told)
+        keep_newest_set(stores)
+    assert stopper.steps()
+    assert assert_every_set_is_whole(stores) == 2
+    assert_nothing_is_left(stores)
     print(f"\ncreate was hit by {action} at: {', '.join(steps)}")
 
 
@@ -116,55 +145,57 @@ def can_mount(path: Path) -> bool:
     return done.returncode == 0
 
 
-def test_disk_filled_at_every_step(stores: Stores, tmp_path: Path) -> None:
+def test_disk_filled_at_every_step(program: AtStep, stores: Stores, tmp_path: Path) -> None:
     if not can_mount(tmp_path / "probe"):
         pytest.skip("this machine does not let us mount a small disk")
-    trace = tmp_path / "trace"
+    stopper = Stopper(program, stores, tmp_path / "trace", ("create",))
     with small_disk(stores.backup_dir, 200):
-        first = command.create(stores)["id"]
-        next_second()
-        steps = steps_of(stores, trace, "create")
+        steps = stopper.steps()
+        (first,) = stores.backup_dir.glob("manifest_*.json")
         failures = 0
         ballast = stores.backup_dir / "ballast"
         for number in range(1, len(steps) + 1):
-            next_second()
-            done = run_until(stores, trace, number, f"fill:{ballast}", "create")
+            done = stopper.run(number, f"fill:{ballast}")
             ballast.unlink(missing_ok=True)
             if done.returncode != 0:
                 failures += 1
                 assert "the disk is full" in done.stderr, done.stderr
-                assert "Traceback" not in done.stderr
-            next_second()
-            command.create(stores)
+            recover(stores)
             assert_every_set_is_whole(stores)
-            assert_nothing_is_left(stores)
-            assert (stores.backup_dir / f"manifest_{first}.json").exists()
+            assert_nothing_is_left(stores, f"after a full disk at step {number}: {done.stderr}")
+            assert first.exists()
             for path in sorted(stores.backup_dir.glob("manifest_*.json"))[1:]:
                 one = path.name.removeprefix("manifest_").removesuffix(".json")
                 for file in stores.backup_dir.glob(f"*_{one}.*"):
                     file.unlink()
         assert failures > len(steps) / 2, f"the disk was full at {failures} of {len(steps)} steps only"
+        assert stopper.steps()
+        assert assert_every_set_is_whole(stores) == 2
 
 
 @pytest.mark.parametrize("action", ["kill", "term"])
-def test_restore_stopped_at_every_step(stores: Stores, tmp_path: Path, action: str) -> None:
-    trace = tmp_path / "trace"
+def test_restore_stopped_at_every_step(program: AtStep, stores: Stores, tmp_path: Path, action: str) -> None:
+    """A terminated restore takes everything back by itself; what a killed one left, the next finishes or undoes."""
     before = compare.capture(stores)
     command.create(stores)
     stores.destroy()
-    steps = steps_of(stores, trace, "restore", "latest", "--yes", *command.QUIET)
-    assert {"prepare", "switch", "switched", "complete"} <= {step.split()[0] for step in steps}
+    stopper = Stopper(program, stores, tmp_path / "trace", ("restore", "latest", "--yes", *command.QUIET))
+    beside = stopper.steps()
+    assert {"prepare", "switch", "switched", "complete"} <= {step.split()[0] for step in beside}
     assert compare.differences(before, compare.capture(stores)) == []
+    steps = stopper.steps()  # over live data there are more: safety copies
     for number in range(1, len(steps) + 1):
-        done = run_until(stores, trace, number, action, "restore", "latest", "--yes", *command.QUIET)
-        assert done.returncode != 0 or len(trace.read_text().splitlines()) < number, done.stdout
-        if action == "term":
-            assert "Traceback" not in done.stderr
-        answer = command.restore(stores, "latest")
-        assert answer["equal"]
-        assert compare.differences(before, compare.capture(stores)) == [], f"after {action} at step {number}: {steps[number - 1]}"
-        assert_nothing_is_left(stores, f"after {action} at step {number}, {steps[number - 1]}: {done.stderr}")
+        done = stopper.run(number, action)
+        taken = stopper.taken()
+        assert done.returncode == (-9 if action == "kill" else 1) or len(taken) < number, done.stdout + done.stderr
+        if action == "kill":
+            assert stopper.steps()
+        told = f"after {action} at step {number}, {taken[-1]}: {done.stderr}"
+        assert compare.differences(before, compare.capture(stores)) == [], told
+        assert_nothing_is_left(stores, told)
         shutil.rmtree(stores.backup_dir / ".state" / "previous", ignore_errors=True)
+    assert command.restore(stores, "latest")["equal"]
+    assert compare.differences(before, compare.capture(stores)) == []
     print(f"\nrestore was hit by {action} at: {', '.join(steps)}")
 
 

@@ -82,7 +82,8 @@ class Proxy:
                 dropped = ("host",) if is_download(self.command, self.path) else ("host", "accept-encoding")
                 headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
                 try:
-                    with httpx.Client(timeout=300, trust_env=False, headers={"accept-encoding": "identity"}) as client:
+                    plainly = {"accept-encoding": "identity"}
+                    with httpx.Client(timeout=300, trust_env=False, verify=server.verify, headers=plainly) as client:
                         request = client.build_request(self.command, server.url + self.path, headers=headers, content=body)
                         got = client.send(request, stream=True)
                         content = b"".join(got.iter_raw())
