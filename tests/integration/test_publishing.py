@@ -39,14 +39,14 @@ def test_the_artifact_has_what_belongs_to_it_and_nothing_else(artifact: Path) ->
     assert names == {
         *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md", "FILES.json", "MANIFEST.json"),
         *("bindep.txt", "pyproject.toml", "requirements.txt"),
-        *("changelogs", "docs", "meta", "playbooks", "plugins"),
+        *("changelogs", "docs", "meta", "playbooks", "plugins", "roles"),
     }
     assert artifact.stat().st_size < 1_000_000
 
 
 def test_the_installed_collection_is_the_checkout(installed: Path) -> None:
-    for tree in ("plugins", "playbooks", "meta"):
-        ours = {path.relative_to(CHECKOUT) for path in (CHECKOUT / tree).rglob("*") if path.suffix in (".py", ".yml")}
+    for tree in ("plugins", "playbooks", "meta", "roles"):
+        ours = {path.relative_to(CHECKOUT) for path in (CHECKOUT / tree).rglob("*") if path.is_file() and path.suffix != ".pyc"}
         assert {path.relative_to(installed) for path in (installed / tree).rglob("*") if path.is_file()} == ours
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -111,3 +112,31 @@ def test_a_longer_holder_leaves_no_rest_behind(path: Path) -> None:
         pass
     with lock.hold(path, "x"), pytest.raises(LockedError, match=r"x \(process"), lock.hold(path, "y"):
         pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_makes_belongs_to_the_directorys_owner(tmp_path: Path) -> None:
+    """A set that `sudo` made is verified, pruned and followed by the backup user's timer."""
+    os.chown(tmp_path, 65534, 65533)
+    kept = tmp_path / ".state" / "replaced" / "kept"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    (tmp_path / "theirs").touch()
+    os.chown(tmp_path / "theirs", 1234, 1234)
+    (tmp_path / "link").symlink_to(kept)
+    with pytest.raises(ValueError), lock.hold(tmp_path / ".state" / "lock", "create"):
+        (tmp_path / "manifest_20250103_120000.json").touch()
+        raise ValueError
+    for name in ("manifest_20250103_120000.json", ".state", ".state/lock", ".state/replaced", "link"):
+        found = (tmp_path / name).lstat()
+        assert (found.st_uid, found.st_gid) == (65534, 65533), name
+    assert kept.stat().st_uid == 0
+    assert (tmp_path / "theirs").stat().st_uid == 1234
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_in_roots_own_directory_nothing_changes_hands(tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    with lock.hold(tmp_path / ".state" / "lock", "create"):
+        pass
+    assert (tmp_path / "x").stat().st_uid == 0

@@ -76,4 +76,21 @@ def hold(path: Path, verb: str, wait_s: float = 0) -> Iterator[None]:
         with process.inheriting(descriptor):
             yield
     finally:
+        hand_over(path.parent.parent)
         os.close(descriptor)
+
+
+def hand_over(directory: Path) -> None:
+    """Give what root made in a backup directory to the directory's owner, whose next run would else be refused.
+
+    Sets, and what lies right in the directory's own folders; not what is deeper, which may be a restore's old files with the
+    owners that they had.
+    """
+    owner = directory.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return
+    for place in (directory, *(directory / name for name in (".staging", ".state", ".history"))):
+        with contextlib.suppress(FileNotFoundError), os.scandir(place) as entries:
+            for entry in entries:
+                if entry.stat(follow_symlinks=False).st_uid == 0:
+                    os.chown(entry.path, owner.st_uid, owner.st_gid, follow_symlinks=False)

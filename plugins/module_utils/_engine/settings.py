@@ -315,6 +315,14 @@ def _read_file(path: Path) -> tuple[dict[str, Any], int]:
     return flat, mode
 
 
+def check_instance_name(name: str) -> None:
+    """Raise UsageError where no instance can have this name, which becomes a file's and a unit's."""
+    if not _INSTANCE.fullmatch(name) or name == DEFAULT_FILE.stem:
+        raise UsageError(
+            f"an instance cannot be named {one_line(name, 60)!r}: letters, digits, _ . and - make a name, and config is none"
+        )
+
+
 def instance_file(name: str) -> Path | None:
     """The configuration file of the instance `name`; None for the default one, whose file may be absent.
 
@@ -322,11 +330,8 @@ def instance_file(name: str) -> Path | None:
     """
     if name == DEFAULT_INSTANCE:
         return None
+    check_instance_name(name)
     place = DEFAULT_FILE.parent
-    if not _INSTANCE.fullmatch(name) or name == DEFAULT_FILE.stem:
-        raise UsageError(
-            f"an instance cannot be named {one_line(name, 60)!r}: letters, digits, _ . and - make a name, and config is none"
-        )
     path = place / f"{name}.yml"
     try:
         there = sorted(one.name for one in os.scandir(place))
