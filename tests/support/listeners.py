@@ -9,9 +9,12 @@ import email
 import email.policy
 import http.server
 import json
+import os
+import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -137,7 +140,7 @@ class Recorder(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, address: str = "127.0.0.1") -> None:
+    def __init__(self, address: str = "127.0.0.1", port: int = 0) -> None:
         self.requests: list[Asked] = []
         self.status, self.answer = 200, b"ok"
         recorder = self
@@ -156,7 +159,7 @@ class Recorder(http.server.ThreadingHTTPServer):
             def log_message(self, format: str, *args: Any) -> None:
                 """Nothing on the terminal."""
 
-        super().__init__((address, 0), Handler)
+        super().__init__((address, port), Handler)
         self.url = f"http://{address}:{self.server_address[1]}"
 
     @property
@@ -184,3 +187,35 @@ def silence() -> Iterator[int]:
         one.bind(("127.0.0.1", 0))
         one.listen(16)
         yield one.getsockname()[1]
+
+
+def serve(address: str, directory: Path) -> None:
+    """SMTP on port 2525 and HTTP on 8025 of `address`, until SIGTERM; what arrives becomes files in `directory`."""
+
+    class Box(Mailbox):
+        async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
+            answer = await super().handle_DATA(server, session, envelope)
+            _keep(directory / f"{len(self.messages)}.mail", f"{self.subjects[-1]}\n\n{self.bodies[-1]}".encode())
+            return answer
+
+    class Web(Recorder):
+        def finish_request(self, request: Any, client_address: Any) -> None:
+            super().finish_request(request, client_address)
+            _keep(directory / f"{len(self.requests)}.http", self.requests[-1].path.encode() + b"\n" + self.requests[-1].body)
+
+    controller = Controller(Box(), hostname=address, port=2525, ready_timeout=30, server_hostname="controller")
+    controller.start()
+    with Web(address, 8025) as web:
+        signal.signal(signal.SIGTERM, lambda *__: sys.exit(0))
+        _keep(directory / "ready", str(os.getpid()).encode())
+        web.serve_forever()
+
+
+def _keep(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], Path(sys.argv[2]))

@@ -57,14 +57,16 @@ def families(settings: Settings) -> dict[str, Family]:
         "notification_failed": Family("gauge", "1 where the last message by a channel did not arrive"),
         "notification_failures_total": Family("counter", "messages by a channel that did not arrive"),
     }
-    _add_runs(found, Path(settings.backup_dir))
+    _add_runs(found, Path(settings.backup_dir), runs.marks(settings))
     with contextlib.suppress(BackupError):  # what cannot be looked at has no number
         _add_sets(found, backup_set.directory(settings.backup_dir, write=False))
     return found
 
 
-def _add_runs(found: dict[str, Family], directory: Path) -> None:
+def _add_runs(found: dict[str, Family], directory: Path, failing: list[str]) -> None:
     known = runs.read(directory)
+    for verb in failing:
+        known["runs"].setdefault(verb, {})["ok"] = False
     for verb, entry in known["runs"].items():
         label = {"verb": verb}
         for name, value in (

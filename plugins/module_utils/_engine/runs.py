@@ -75,6 +75,15 @@ def marked(settings: Settings, verb: str) -> bool:
     return _mark(settings, verb).exists()
 
 
+def marks(settings: Settings) -> list[str]:
+    """The verbs that such a mark says fail."""
+    prefix = _mark(settings, "").name
+    try:
+        return [path.name.removeprefix(prefix) for path in Path(settings.log_dir).iterdir() if path.name.startswith(prefix)]
+    except OSError:
+        return []
+
+
 def unmark(settings: Settings, verb: str) -> None:
     """Forget it."""
     with contextlib.suppress(OSError):
