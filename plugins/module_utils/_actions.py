@@ -232,6 +232,64 @@ def _restored(task, restored, told, why):
     return dict(result, msg=f"{restored.name} was restored: {restored.proof}; why it was: {why}")
 
 
+# --- sync
+
+
+def sync(task):
+    """The action that sends sets elsewhere, brings one back, or looks what is where."""
+    from ._engine.errors import UsageError
+
+    params = task.params
+    for option, action in (("id", ("pull",)), ("host", ("pull", "check")), ("read_back", ("check",))):
+        if params[option] and params["action"] not in action:
+            raise UsageError(f"{option} has no effect with action {params['action']}: leave it out")
+    return {"push": _push, "pull": _pull, "check": _check_copies}[params["action"]](task)
+
+
+def _push(task):
+    from ._engine import sync as engine
+
+    named = task.params["targets"] or []
+    pushed = engine.plan(task.settings, task.log, named) if task.check_mode else engine.push(task.settings, task.begin(), named)
+    result = pushed.as_dict()
+    if pushed.problems:
+        raise Failure("; ".join(pushed.problems), **dict(result, exit_code=1))
+    sets = len({one for outcome in pushed.outcomes for one in outcome.sent})
+    removed = sum(len(outcome.removed) for outcome in pushed.outcomes)
+    would = "would send" if task.check_mode else "sent"
+    said = f"{would} {sets} sets to {len(pushed.outcomes)} targets" + (f", removed {removed} there" if removed else "")
+    return dict(result, msg=said if pushed.changed else "every set that leaves is at every target: nothing to do")
+
+
+def _pull(task):
+    from ._engine import sync as engine
+
+    params, settings = task.params, task.settings
+    named, host, which = params["targets"] or [], params["host"] or "", params["id"]
+    found = engine.find(settings, task.log, which, named, host=host)
+    if found.here:
+        said = f"set {found.id} is in {settings.backup_dir} already: nothing to do"
+        return {"changed": False, "id": found.id, "msg": said}
+    if task.check_mode:
+        said = f"would bring back set {found.id} from {found.where}"
+        return {"changed": True, "id": found.id, "where": found.where, "msg": said}
+    pulled = engine.pull(settings, task.begin(), found.id, named, host=host)
+    return dict(pulled.as_dict(), changed=True, msg=f"brought back set {pulled.id} from {pulled.where}")
+
+
+def _check_copies(task):
+    from ._engine import sync as engine
+
+    params = task.params
+    checked = engine.check(
+        task.settings, task.log, params["targets"] or [], host=params["host"] or "", read_back=params["read_back"]
+    )
+    result = dict(checked.as_dict(), changed=False)
+    if checked.problems:
+        raise Failure("; ".join(checked.problems), **dict(result, exit_code=3 if checked.damaged else 1))
+    return dict(result, msg=f"{len(checked.sets)} sets are where they shall be")
+
+
 # --- report
 
 

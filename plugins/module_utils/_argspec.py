@@ -137,6 +137,18 @@ VERIFY_SET = DEPTH + ArgumentSpec(
 
 REPORT = ArgumentSpec({"days": {"type": "int", "default": 90}, "max_age": _text(default="26h")})
 
+SYNC = ArgumentSpec(
+    {
+        "action": _text(default="push", choices=["push", "pull", "check"]),
+        "id": _text(),
+        "targets": _words(),
+        "host": _text(),
+        "read_back": {"type": "bool", "default": False},
+        "lock_wait": {"type": "float"},
+    },
+    required_if=[("action", "pull", ("id",))],
+)
+
 RESTORE = ArgumentSpec(
     {
         "id": _text(),
@@ -169,6 +181,7 @@ def settings_of(options):
     """Option → setting, for those of `options` that are settings of the engine."""
     apart = {"settings_file", "settings", "interpreter", "max_age", "depth", "id", "before", "path", "files", "confirm", "force"}
     apart |= {"accept", "acknowledge", "qdrant_only_collections", "qdrant_collection_prefix", "days"}
+    apart |= {"action", "targets", "host", "read_back"}
     found = {}
     for option in set(options) - apart:
         section, __, rest = option.partition("_")

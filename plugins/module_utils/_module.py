@@ -160,6 +160,7 @@ def _outcome(module, action):
 
 def _load(module):
     """The engine's settings: what the task gives, before the environment, the host's file and the defaults."""
+    from ._engine import targets
     from ._engine.errors import UsageError
     from ._engine.settings import Settings, load, walk
 
@@ -173,6 +174,8 @@ def _load(module):
             raise UsageError(
                 f"{name} is a secret and must not stand in settings: use the module's own option or the host's configuration file"
             )
+        if name == targets.SETTING and targets.holds_secret(value):
+            raise UsageError(f"{name} in settings holds a secret: secrets of targets belong to the host's configuration file")
         if name not in known:
             raise UsageError(f"settings has an unknown name {name!r} (see: agentmem-backup config --show)")
         if name in given:

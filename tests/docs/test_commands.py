@@ -23,10 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
 from agentmem_backup import clock, settings
 
 from tests.docs.pages import ANY, CHECKOUT, Block, blocks
 from tests.support.command import BIN, environment
+from tests.support.endpoints import Sshd
 from tests.support.listeners import mail_server
 from tests.support.servers import Stores
 
@@ -88,6 +90,7 @@ class Host:
     stores: Stores
     home: Path
     mail_port: int
+    sshd: Sshd
     env: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -95,7 +98,11 @@ class Host:
         programs.mkdir()
         # There is no application to ask after a restore, and nothing of the machine's own must be asked instead.
         shim = f"#!/bin/sh\nreal={shlex.quote(str(BIN / 'agentmem-backup'))}\n"
-        shim += 'case "$1" in restore) exec "$real" "$@" --set health_url= ;; '
+        # The receiving host of the documentation is one of the test's.
+        elsewhere = self.home / "elsewhere.yml"
+        elsewhere.write_text(yaml.safe_dump({"offsite": {"host": "web-1", "targets": {"backup_host": self.sshd.target()}}}))
+        shim += 'case "$1" in restore) exec "$real" "$@" --set health_url= ;;\n'
+        shim += f'sync) exec "$real" "$@" --config {elsewhere} ;;\n'
         shim += f'notify) exec "$real" "$@" --set notify.smtp_port={self.mail_port} ;; *) exec "$real" "$@" ;; esac\n'
         (programs / "agentmem-backup").write_text(shim)
         (programs / "agentmem-backup").chmod(0o755)
@@ -154,9 +161,10 @@ class Host:
 
 
 @pytest.fixture
-def host(stores: Stores, tmp_path: Path) -> Iterator[Host]:
+def host(stores: Stores, tmp_path: Path, sshd: Sshd) -> Iterator[Host]:
+    (stores.backup_dir.parent / "fresh").mkdir(mode=0o700)
     with mail_server() as mailbox:
-        yield Host(stores, tmp_path, mailbox.port)
+        yield Host(stores, tmp_path, mailbox.port, sshd)
 
 
 def _commands(block: Block) -> str:
@@ -196,7 +204,7 @@ def run_block(host: Host, block: Block) -> None:
     elif block.language == "cron":
         for line in block.text.splitlines():
             host.run(line.split(maxsplit=5)[5], block.where)
-    elif block.language == "yaml" and block.text.startswith("# /etc/agentmem-backup/config.yml\n"):
+    elif block.language == "yaml" and re.match(r"# /etc/agentmem-backup/config\.(?:yml|d/\w+\.yml)\n", block.text):
         path = host.home / "example.yml"
         path.write_text(block.text)
         path.chmod(0o600)

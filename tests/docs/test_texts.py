@@ -9,7 +9,7 @@ import re
 import shlex
 
 import pytest
-from agentmem_backup import cli, errors, settings
+from agentmem_backup import cli, errors, settings, targets
 
 from tests.docs.pages import ANY, CHECKOUT, ENGINE, inline_code, prose, read, rows, sentences
 
@@ -17,6 +17,7 @@ OTHERS = {
     "--undo": "said not to be there yet",
     "--small": "script/demo's",
     "--delete": "rsync's",
+    "--checksum": "rsync's",
     "--rdb": "redis-cli's",
     "--pdeathsig": "setpriv's",
     "--clean": "pg_restore's",
@@ -32,6 +33,8 @@ def settings_rows() -> list[list[str]]:
     found = []
     for name, option, value in settings.walk(settings.Settings()):
         default = ",".join(value) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else f"{value}"
+        if value == {}:
+            default = ""
         if isinstance(value, float):
             default = f"{value:g}"
         variable = option.metadata["env"]
@@ -43,6 +46,24 @@ def settings_rows() -> list[list[str]]:
 def test_every_setting_is_in_the_table() -> None:
     wanted = settings_rows()
     assert rows("docs/operations.md", "All settings") == wanted, "the table should be:\n" + "\n".join(
+        f"| {' | '.join(row)} |" for row in wanted
+    )
+
+
+def target_rows() -> list[list[str]]:
+    """The rows that the table of a target's fields must have."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for kind, fields in targets.KINDS.items():
+        for name, one in fields.items():
+            default = str(one.default).lower() if isinstance(one.default, bool) else str(one.default)
+            meaning = one.help + (" (required)" if one.required else "") + (" (secret)" if one.secret else "")
+            found.setdefault((name, f"`{default}`" if default else "empty", meaning), []).append(f"`{kind}`")
+    return [[f"`{name}`", ", ".join(kinds), default, meaning] for (name, default, meaning), kinds in found.items()]
+
+
+def test_every_field_of_a_target_is_in_the_table() -> None:
+    wanted = target_rows()
+    assert rows("docs/operations.md", "All fields of a target") == wanted, "the table should be:\n" + "\n".join(
         f"| {' | '.join(row)} |" for row in wanted
     )
 

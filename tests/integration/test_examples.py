@@ -17,6 +17,7 @@ from ansible.parsing.plugin_docs import read_docstring
 
 from tests.support import command, compare
 from tests.support.collection import play
+from tests.support.endpoints import Sshd
 from tests.support.servers import CHECKOUT, Stores, empty_directory
 
 MODULES = CHECKOUT / "plugins" / "modules"
@@ -25,7 +26,7 @@ FAMILIES = {
     "redis": ["redis_dump", "redis_verify", "redis_restore"],
     "qdrant": ["qdrant_dump", "qdrant_verify", "qdrant_restore"],
     "config": ["config_dump", "config_verify", "config_restore"],
-    "backup_set": ["backup_set_create", "backup_set_info", "backup_set_verify", "backup_set_restore"],
+    "backup_set": ["backup_set_create", "backup_set_info", "backup_set_verify", "backup_set_sync", "backup_set_restore"],
 }
 """Each store's modules, in an order in which one can use what the one before has made."""
 
@@ -51,6 +52,7 @@ class Host:
         (ours / "backup").symlink_to(CHECKOUT)
         self.certificate = directory / "ca-certificates.crt"
         self.certificate.write_text("a certificate\n")
+        self.elsewhere: dict[str, object] = {}
 
     def settings(self) -> dict[str, object]:
         """Where the stores are; nothing secret, for the examples give that themselves."""
@@ -63,6 +65,7 @@ class Host:
             "redis.host": redis.host,
             "redis.port": redis.port,
             "qdrant.url": self.stores.qdrant.url,
+            **self.elsewhere,
         }
 
     def here(self, text: str) -> str:
@@ -91,6 +94,7 @@ class Host:
             "agentmem_db_password": self.stores.postgres.app_password,
             "agentmem_redis_password": self.stores.redis.password,
             "agentmem_qdrant_api_key": self.stores.qdrant.api_key or "",
+            "agentmem_lost_host": "web-1",
         }
         whole = [{"hosts": "all", "gather_facts": False, "module_defaults": defaults, "tasks": tasks}]
         playbook = self.directory / "examples.yml"
@@ -144,7 +148,8 @@ def leave_only_what_was(host: Host, family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_examples_run_and_bring_everything_back(host: Host, family: str) -> None:
+def test_the_examples_run_and_bring_everything_back(host: Host, family: str, sshd: Sshd) -> None:
+    host.elsewhere = {"offsite.host": "web-1", "offsite.targets": {"backup_host": sshd.target()}}
     *making, restoring = FAMILIES[family]
     before = compare.capture(host.stores)
     host.run(*making)

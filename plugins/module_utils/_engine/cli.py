@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .console import Console
     from .restore import Plan, Request
     from .settings import Settings
+    from .sync import Checked
 
 COMPONENTS = ("postgresql", "redis", "qdrant", "config")
 QUESTION = "⚠️  This will overwrite existing data. Continue? (yes/no): "
@@ -88,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     notify.add_argument("--unit", metavar="UNIT", help="tell that this systemd unit failed (the alarm unit calls it)")
     prune = verb("prune", "remove sets that retention no longer keeps", _prune)
     prune.add_argument("--dry-run", action="store_true", help="say what would be removed, and why each set stays or goes")
+    _sync_arguments(verbs.add_parser, shared)
     audit = verb("audit", "show who did what to the backups", _audit)
     audit.add_argument("--check", action="store_true", help="find lines that were changed, removed or cut")
     config = verb("config", "show the settings and where each comes from", _config)
@@ -138,6 +140,29 @@ def _restore_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--dry-run", action="store_true", help="verify, look at the stores, print the plan; touch nothing")
     sub.add_argument("--yes", action="store_true", help="do not ask (for scripts)")
     _lock_argument(sub)
+
+
+def _sync_arguments(add: Callable[..., argparse.ArgumentParser], shared: _Parser) -> None:
+    help_text = "copy verified sets elsewhere, see what is where, bring one back"
+    sub = add("sync", help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+    actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
+
+    def action(name: str, help_text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        one = actions.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".", parents=[shared])
+        one.set_defaults(run=run)
+        one.add_argument("--target", metavar="NAME", action="append", default=[], help="only this target, repeatable")
+        return one
+
+    push = action("push", "send what is missing to every target, and read it back there", _sync_push)
+    push.add_argument("--dry-run", action="store_true", help="say what would be sent; sends and removes nothing")
+    _lock_argument(push)
+    pull = action("pull", "bring a set back into the backup directory", _sync_pull)
+    pull.add_argument("id", metavar="ID|latest", help="the set")
+    check = action("check", "show what is where and what is missing", _sync_check)
+    check.add_argument("--read-back", action="store_true", help="read every byte of every copy at the far end")
+    for one in (pull, check):
+        one.add_argument("--host", metavar="HOST[/INSTANCE]", default="", help="whose sets (default: this host's)")
+    _lock_argument(pull)
 
 
 def _extract_arguments(sub: argparse.ArgumentParser) -> None:
@@ -480,6 +505,69 @@ def _report(arguments: argparse.Namespace) -> int:
         if not arguments.quiet:
             _print(f"written to {arguments.output}: {found['host']} is {found['state']}")
     return 0
+
+
+def _sync_push(arguments: argparse.Namespace) -> int:
+    from . import sync
+    from .manifest import human_size
+
+    settings = _settings(arguments)
+    with _console(settings, arguments, log=not arguments.dry_run) as console, _explained(console, arguments):
+        pushed = (sync.plan if arguments.dry_run else sync.push)(settings, console, arguments.target)
+        if arguments.json:
+            _print_json(pushed.as_dict())
+        for one in pushed.outcomes:
+            if arguments.dry_run:
+                console.step(
+                    f"target {one.target}: would send {len(one.sent)} sets, {human_size(one.sent_bytes)}, to {one.where}"
+                )
+            elif not one.faults and not one.sent:
+                console.step(f"target {one.target}: all {len(one.whole)} sets are at {one.where}")
+        for set_id, reason in pushed.skipped.items():
+            console.step(f"set {set_id} stays here: {reason}")
+        for problem in pushed.problems:
+            console.error(problem)
+    return 1 if pushed.problems else 0
+
+
+def _sync_pull(arguments: argparse.Namespace) -> int:
+    from . import sync
+
+    settings = _settings(arguments)
+    with _console(settings, arguments) as console, _explained(console, arguments):
+        pulled = sync.pull(settings, console, arguments.id, arguments.target, host=arguments.host)
+        if arguments.json:
+            _print_json(pulled.as_dict())
+    return 0
+
+
+def _sync_check(arguments: argparse.Namespace) -> int:
+    from . import sync
+
+    settings = _settings(arguments)
+    with _console(settings, arguments, log=False) as console, _explained(console, arguments):
+        checked = sync.check(settings, console, arguments.target, host=arguments.host, read_back=arguments.read_back)
+        if arguments.json:
+            _print_json(checked.as_dict())
+        else:
+            _print(console.masked("\n".join(_where_table(checked))))
+            for problem in checked.problems:
+                console.error(problem)
+    return 3 if checked.damaged else 1 if checked.problems else 0
+
+
+def _where_table(checked: Checked) -> list[str]:
+    """Set by set, what is where; a copy that was never read back says so."""
+    names = list(dict.fromkeys(name for row in checked.sets.values() for name in row["targets"]))
+    lines = [["ID", "HERE", *(name.upper() for name in names)]]
+    for set_id, row in checked.sets.items():
+        states = [row["targets"][name] for name in names]
+        told = [one["state"] if one["state"] != "whole" or one["read_back"] else "whole, not read back" for one in states]
+        lines.append([set_id, row["here"] or "-", *told])
+    if not checked.sets:
+        return [f"There is no set of {checked.place}, neither here nor at any target that was reached."]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return ["  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def _audit(arguments: argparse.Namespace) -> int:

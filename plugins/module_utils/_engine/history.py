@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,16 @@ def path(backup_dir: Path) -> Path:
 
 def append(backup_dir: Path, set_id: str, verdict: str, by: str, **facts: Any) -> None:
     """Add a verdict on a set; `by` is the verb that reached it. Raises BackupError."""
-    line = json.dumps({"id": set_id, "verdict": verdict, "by": by, "time": clock.iso(clock.now()), **facts}, ensure_ascii=False)
+    append_line(path(backup_dir), {"id": set_id, "verdict": verdict, "by": by, "time": clock.iso(clock.now()), **facts})
+
+
+def append_line(file: Path, entry: Mapping[str, Any]) -> None:
+    """Add one line to a file of this kind, and return once it is on the disk. Raises BackupError."""
+    line = json.dumps(entry, ensure_ascii=False)
 
     def save() -> None:
-        path(backup_dir).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path(backup_dir), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             os.write(descriptor, line.encode() + b"\n")
@@ -41,7 +47,7 @@ def append(backup_dir: Path, set_id: str, verdict: str, by: str, **facts: Any) -
         finally:
             os.close(descriptor)
 
-    guarded(save, f"writing {path(backup_dir)}")
+    guarded(save, f"writing {file}")
 
 
 def newest(backup_dir: Path) -> dict[str, dict[str, Any]]:

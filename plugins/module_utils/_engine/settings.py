@@ -21,8 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import targets
 from .errors import UsageError, one_line
 from .process import os_sentence
+from .targets import Target
 
 DEFAULT_FILE = Path("/etc/agentmem-backup/config.yml")
 CREDENTIAL = "agentmem-backup.yml"
@@ -170,6 +172,22 @@ class MetricsSettings:
 
 
 @dataclass
+class OffsiteSettings:
+    """Where verified sets are copied to, and what may go there again. Every place ends in this host's name."""
+
+    targets: dict[str, Target] = _option({}, "places to copy sets to: a name, and what its type takes (see docs/operations.md)")
+    host: str = _option("", "this host's name at the targets; empty: its own host name")
+    bandwidth_limit: str = _option("", "bytes a second at most to each target, such as 10M; empty: no limit")
+    timeout_s: float = _option(30.0, "how long to wait for a target that does not answer", bounds=(1, 3600))
+    max_removals: int = _option(
+        3, "where a target has keep: more sets than this are never removed there in one run", bounds=(1, 1000)
+    )
+    min_local_sets: int = _option(
+        2, "where a target has keep: nothing is removed there while fewer verified sets lie here", bounds=(1, 1000)
+    )
+
+
+@dataclass
 class Settings:
     """All settings of a run."""
 
@@ -200,6 +218,7 @@ class Settings:
     hooks: HookSettings = field(default_factory=HookSettings)
     notify: NotifySettings = field(default_factory=NotifySettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    offsite: OffsiteSettings = field(default_factory=OffsiteSettings)
     sources: dict[str, str] = field(default_factory=dict)
     """Setting (as section.name) → where its value came from."""
 
@@ -211,6 +230,7 @@ class Settings:
             if option.metadata["secret"] and value
             for one in (value if isinstance(value, list) else [value])
         ]
+        named += [secret for target in self.offsite.targets.values() for secret in target.secrets()]
         return named + [word for address in (self.qdrant.url, self.health_url) for word in _PASSWORD_IN_URL.findall(address)]
 
 
@@ -308,7 +328,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], int]:
         raise UsageError(f"the configuration {path} must be a mapping of settings")
     flat: dict[str, Any] = {}
     for key, value in content.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key != targets.SETTING:
             flat.update({f"{key}.{inner}": one for inner, one in value.items()})
         else:
             flat[str(key)] = value
@@ -378,17 +398,18 @@ def _is_there(path: Path) -> bool:
     return True
 
 
-def _take_file(settings: Settings, options: Mapping[str, Option], path: Path) -> None:
+def _take_file(options: Mapping[str, Option], path: Path, take: Callable[[str, Any, str, str], None]) -> None:
     flat, mode = _read_file(path)
     known = [name for name in flat if name in options and options[name].metadata["secret"]]
-    if mode & (stat.S_IRWXO | stat.S_IWGRP) and (known or any(name.endswith(_SOUND_SECRET) for name in flat)):
+    if mode & (stat.S_IRWXO | stat.S_IWGRP) and (
+        known or any(name.endswith(_SOUND_SECRET) for name in flat) or targets.holds_secret(flat.get(targets.SETTING))
+    ):
         raise UsageError(f"the configuration {path} holds a secret and is open to others: chmod 600 {path}")
     for name, value in flat.items():
         if name not in options:
             close = difflib.get_close_matches(name, options, 1)
             raise UsageError(f"{path} has an unknown setting {name!r}" + (f": did you mean {close[0]!r}?" if close else ""))
-        _assign(settings, name, _convert(name, options[name], value, str(path)))
-        settings.sources[name] = str(path)
+        take(name, value, str(path), str(path))
 
 
 def load(
@@ -407,16 +428,24 @@ def load(
     environment = os.environ if environment is None else environment
     settings = Settings()
     options = {name: option for name, option, __ in walk(settings)}
+    raw: targets.Raw = {}
+
+    def take(name: str, value: Any, given: str, source: str) -> None:
+        if name == targets.SETTING:
+            targets.collect(raw, value, given)
+        else:
+            _assign(settings, name, _convert(name, options[name], value, given))
+        settings.sources[name] = source
+
     for path in files_of(file, environment):
-        _take_file(settings, options, path)
+        _take_file(options, path, take)
     for name, option in options.items():
         variable = option.metadata["env"]
         if variable and environment.get(variable, "") != "":
-            _assign(settings, name, _convert(name, option, environment[variable], f"the environment variable {variable}"))
-            settings.sources[name] = variable
+            take(name, environment[variable], f"the environment variable {variable}", variable)
     for name, value in (command_line or {}).items():
-        _assign(settings, name, _convert(name, options[name], value, f"the {given_by}"))
-        settings.sources[name] = given_by
+        take(name, value, f"the {given_by}", given_by)
+    settings.offsite.targets = targets.parse(raw, environment, settings.sources)
     _check(settings)
     return settings
 
@@ -438,6 +467,7 @@ def _check(settings: Settings) -> None:
         bounds = option.metadata["bounds"]
         if bounds and not bounds[0] <= value <= bounds[1]:
             raise UsageError(f"{name} must lie between {bounds[0]} and {bounds[1]}, not {value}{_from(settings, name)}")
+    _check_offsite(settings.offsite)
     for name in ("database", "user", "maintenance_database"):
         length = len(getattr(settings.postgresql, name).encode())
         if length > _LONGEST_NAME:
@@ -474,10 +504,24 @@ def words_of_address(address: str) -> list[str]:
     return [word for word in re.split(r"[:/?&=@#]+", rest) if len(word) > 5] if separator else []
 
 
+def _check_offsite(offsite: OffsiteSettings) -> None:
+    if offsite.host and not targets.fit_for_path(offsite.host):
+        raise UsageError(f"offsite.host may hold letters, digits and . _ -, not {offsite.host!r}")
+    try:
+        targets.rate(offsite.bandwidth_limit)
+    except ValueError:
+        raise UsageError(
+            f"offsite.bandwidth_limit must be bytes a second, such as 500K or 10M, not {offsite.bandwidth_limit!r}"
+        ) from None
+
+
 def shown(settings: Settings) -> list[tuple[str, str, str]]:
     """Every setting as (name, value with secrets masked, source): what `config --show` prints."""
     rows = []
     for name, option, value in walk(settings):
+        if name == targets.SETTING:
+            rows += targets.shown(value, settings.sources, MASK) or [(name, "", "default")]
+            continue
         text = MASK if option.metadata["secret"] and value else ",".join(value) if isinstance(value, list) else str(value)
         for password in _PASSWORD_IN_URL.findall(text):
             text = text.replace(f":{password}@", f":{MASK}@")
