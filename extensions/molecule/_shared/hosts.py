@@ -139,8 +139,9 @@ def wheelhouse() -> Path:
     import tomllib
 
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    optional = project["optional-dependencies"]
     # pip asks markers of the controller's Python: what only the hosts' 3.11.2 needs is named here.
-    wanted = ["pip", "async-timeout>=4.0.3", *project["dependencies"], *project["optional-dependencies"]["points"]]
+    wanted = ["pip", "async-timeout>=4.0.3", *project["dependencies"], *optional["points"], *optional["notify"]]
     return built("wheelhouse", repr((wanted, platform.machine())), lambda target: _pip("download", "--dest", target, *wanted))
 
 
