@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -146,3 +149,14 @@ def test_an_execution_environment_takes_its_libraries_and_programs(artifact: Pat
     told = yaml.safe_load(tool("ansible-builder", "introspect", installed.parents[2], cwd=tmp_path).split("---")[-1])
     assert any("psycopg" in line and "agentmem.backup" in line for line in told["python"])
     assert any("redis" in line for line in told["system"])
+
+
+def test_role_host_installs_from_the_artifact_the_same_engine(installed: Path, tmp_path: Path) -> None:
+    told = []
+    for collection in (installed, CHECKOUT):
+        given = json.dumps({"engine": "", "extras": [], "wheelhouse": "", "settings": {}})
+        script = collection / "roles" / "host" / "files" / "bundle.py"
+        command = [sys.executable, script, collection, tmp_path]
+        done = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
+        told.append(json.loads(done.stdout)["digest"])
+    assert told[0] == told[1]

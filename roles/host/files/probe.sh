@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # probe.sh PYTHON POSTGRESQL_MAJOR REDIS_SERVER USER DIRECTORY...: what the role needs to know of a host, as one line of JSON: the
 # Python to use, packages and directories that are missing, the engine that is there. Changes nothing.
 set -u
