@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from agentmem_backup import backup_set, clock, metrics, settings
+from agentmem_backup import backup_set, clock, metrics, settings, watch
+from agentmem_backup.progress import Reporter
 
 from tests.docs.pages import rows
 from tests.integration.test_notify import TO, Host, mail
@@ -119,6 +120,15 @@ def test_the_failure_is_written_although_the_backup_directory_is_gone(host: Host
     found = values(host)
     assert found['last_run_success{verb="create"}'] == 0
     assert not [name for name in found if name.startswith("last_good")], "what cannot be looked at is not claimed"
+
+
+def test_every_target_keeps_the_time_of_its_own_last_push(host: Host) -> None:
+    given = settings.load(environment={"BACKUP_DIR": str(host.home / "sets"), "LOG_DIR": str(host.home / "log")})
+    for pushed in ({"s3": "2025-01-03T12:00:00.000Z", "nas": "2025-01-03T12:00:00.000Z"}, {"nas": "2025-01-04T12:00:00.000Z"}):
+        with watch.watch(given, Reporter(), "sync") as run:
+            run.facts["pushed"] = pushed
+    found = metrics.families(given)["offsite_last_push_timestamp_seconds"].samples
+    assert {labels["target"]: value for labels, value in found} == {"s3": 1735905600, "nas": 1735992000}
 
 
 def test_labels_are_escaped(host: Host) -> None:

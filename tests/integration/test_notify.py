@@ -528,6 +528,19 @@ def test_what_a_program_quotes_of_the_data_stays_here() -> None:
     assert watch.sentence(library) == "duplicate key; redis: untouched"
 
 
+def test_a_secret_in_the_engines_sentence_is_masked(host: Host, box: Mailbox, web: Recorder) -> None:
+    """The sentence names the directory that is missing, and its name is a password."""
+    env = {
+        **TO,
+        "NOTIFY_SLACK_WEBHOOK": f"{web.url}/hook",
+        "CONFIG_DIR": "/nowhere/topsecretpassword",
+        "DB_PASSWORD": "topsecretpassword",
+    }
+    host.fails("create", *mail(box), **env)
+    assert "/nowhere/********" in box.bodies[0] and "/nowhere/********" in web.requests[0].json["text"]
+    assert "topsecret" not in box.bodies[0] + web.requests[0].json["text"] + runs.path(host.home / "sets").read_text()
+
+
 def test_no_secret_in_what_is_remembered(host: Host, box: Mailbox) -> None:
     host.break_it()
     words = mail(box, smtp_user="agent")

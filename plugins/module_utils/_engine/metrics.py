@@ -54,6 +54,7 @@ def families(settings: Settings) -> dict[str, Family]:
         "newest_set_verdict": Family("gauge", "1 for the verdict of the newest set, 0 for the others"),
         "disk_free_bytes": Family("gauge", "free space where the sets lie"),
         "disk_needed_bytes": Family("gauge", "space that the last backup wanted to be free"),
+        "offsite_last_push_timestamp_seconds": Family("gauge", "when all good sets had last arrived at a target of sync"),
         "notification_failed": Family("gauge", "1 where the last message by a channel did not arrive"),
         "notification_failures_total": Family("counter", "messages by a channel that did not arrive"),
     }
@@ -79,6 +80,9 @@ def _add_runs(found: dict[str, Family], directory: Path, failing: list[str]) -> 
         ):
             if isinstance(value, (int, float)):
                 found[name].samples.append((label, value))
+        for target, at in (entry.get("pushed") or {}).items():
+            if (moment := _seconds(at)) is not None:
+                found["offsite_last_push_timestamp_seconds"].samples.append(({"target": target}, moment))
         if isinstance(entry.get("needed"), (int, float)):
             found["disk_needed_bytes"].samples.append(({}, entry["needed"]))
     for key, entry in known["channels"].items():

@@ -47,6 +47,7 @@ class Run:
     look: str = ""
     """The arguments of the command that tells more."""
     facts: dict[str, Any] = field(default_factory=dict)
+    """Remembered with the run, for the metrics: `needed` bytes of disk; `pushed`, target → when everything had arrived there."""
     untold: bool = False
     """Nothing was done, and nobody need know."""
     begun: float = field(default_factory=time.monotonic)
@@ -92,6 +93,7 @@ def _end(settings: Settings, reporter: Reporter, run: Run, start: Delivery | Non
 
 
 def _report(settings: Settings, reporter: Reporter, run: Run, start: Delivery | None) -> None:
+    run.fault = _masked(settings, run.fault)
     known = runs.read(Path(settings.backup_dir))
     before = known["runs"].get(run.verb, {})
     recovered = not run.fault and (bool(before.get("failing_since")) or runs.marked(settings, run.verb))
@@ -159,9 +161,13 @@ def told(settings: Settings, title: str, facts: dict[str, str]) -> Message:
     """A message of these facts, beside host and instance; nothing empty, and no secret."""
     lines = {"host": socket.gethostname(), "instance": settings.instance, **facts}
     body = "\n".join(f"{name}: {text}" for name, text in lines.items() if text)
+    return Message(_masked(settings, title), _masked(settings, body))
+
+
+def _masked(settings: Settings, text: str) -> str:
     for secret in sorted((one for one in settings.secrets() if len(one) > 3), key=len, reverse=True):
-        title, body = title.replace(secret, MASK), body.replace(secret, MASK)
-    return Message(title, body)
+        text = text.replace(secret, MASK)
+    return text
 
 
 def _message(settings: Settings, run: Run, before: dict[str, Any], recovered: bool) -> Message:
@@ -200,7 +206,8 @@ def _remember(settings: Settings, run: Run, outcome: list[tuple[Channel, str]]) 
 def _count(entry: dict[str, Any], run: Run, arrived: list[str]) -> None:
     at = clock.iso(clock.now())
     entry.update(last=at, ok=not run.fault, seconds=round(time.monotonic() - run.begun, 3), runs=entry.get("runs", 0) + 1)
-    entry.update(run.facts)
+    pushed = {**entry.get("pushed", {}), **run.facts.pop("pushed", {})}  # of several targets only some may have been reached
+    entry.update(run.facts, **({"pushed": pushed} if pushed else {}))
     entry.setdefault("failed", 0)
     if run.fault:
         entry.update(failed=entry["failed"] + 1, failures_in_a_row=entry.get("failures_in_a_row", 0) + 1, fault=run.fault)
