@@ -46,6 +46,7 @@ class Task:
         from ._engine.log import Log
 
         process.keep_freed_memory()
+        process.look_for_cycles_less_often()
         before, self.log = self.log, Log(self.settings)
         self.log.warnings[:0] = before.warnings
         return self.log

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import gzip
 import hashlib
 import os
@@ -188,6 +190,55 @@ def test_a_reader_that_is_left_early_ends_its_thread(tmp_path: Path) -> None:
     assert threading.active_count() == before + 1
     pieces.close()
     assert threading.active_count() == before
+
+
+def in_memory(path: Path) -> bool:
+    """Whether the kernel could give the file's start without asking the disk (preadv2(2), RWF_NOWAIT)."""
+    with path.open("rb") as file:
+        try:
+            return os.preadv(file.fileno(), [bytearray(4096)], 0, os.RWF_NOWAIT) > 0
+        except BlockingIOError:
+            return False
+
+
+@pytest.mark.parametrize("place", ["disk", "memory"])
+@pytest.mark.parametrize("name", samples())
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_past_the_cache_the_same_is_read(tmp_path: Path, compression: str, name: str, place: str) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if place == "memory" else tmp_path) as directory:  # older tmpfs refuse
+        content, path = samples()[name], Path(directory) / "file"
+        written = write(path, content, compression)
+        reader = Reader(path, compression=compression, past_cache=True)
+        assert b"".join(reader.pieces()) == content
+        assert reader.digest() == written
+
+
+def test_past_the_cache_the_disk_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write(path, samples()["noise"], "gzip")
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        pytest.skip("this file system has no O_DIRECT")
+    for past_cache in (True, False):
+        for __ in Reader(path, compression="gzip", past_cache=past_cache).pieces():
+            pass
+        assert in_memory(path) is not past_cache
+
+
+def test_a_file_system_that_opens_but_does_not_read_past_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, path, real, refused = samples()["text"], tmp_path / "file", os.readv, []
+
+    def readv(descriptor: int, buffers: list[memoryview]) -> int:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            refused.append(descriptor)
+            raise OSError(errno.EINVAL, "alignment")
+        return real(descriptor, buffers)
+
+    write(path, content, "gzip")
+    monkeypatch.setattr(os, "readv", readv)
+    assert b"".join(Reader(path, compression="gzip", past_cache=True).pieces()) == content
+    assert len(refused) == 1
 
 
 def test_a_missing_file_is_told_in_a_sentence(tmp_path: Path) -> None:

@@ -221,6 +221,7 @@ def _console(settings: Settings, arguments: argparse.Namespace, *, log: bool = T
     from .console import Console
 
     process.keep_freed_memory()
+    process.look_for_cycles_less_often()
     return Console(settings, quiet=arguments.quiet or arguments.json, log=log)
 
 

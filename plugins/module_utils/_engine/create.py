@@ -254,7 +254,7 @@ def _back_up(
 def _verify_back(component: Component, path: Path, entry: dict[str, Any], digest: Digest, reporter: Reporter) -> None:
     """Read the file back from the disk, walk it, and hold it against what was written. Raises VerificationError."""
     section, read = Section(component.title), list[Digest]()
-    examine_file(section, component, path, entry, "full", reporter, read.append)
+    examine_file(section, component, path, entry, "full", reporter, read.append, past_cache=True)
     if section.faults:
         raise VerificationError(f"what was written cannot be trusted: {section.faults[0]}")
     if [(one.bytes, one.sha256, one.raw_bytes) for one in read] != [(digest.bytes, digest.sha256, digest.raw_bytes)]:

@@ -210,8 +210,12 @@ def examine_file(
     reporter: Reporter,
     measured: Callable[[Digest], None] = lambda digest: None,
     keep: Path | None = None,
+    past_cache: bool = False,
 ) -> None:
-    """Verify one component's file into `section`; `measured` is told the digest of what was read from the disk."""
+    """Verify one component's file into `section`; `measured` is told the digest of what was read from the disk.
+
+    `keep` and `past_cache` are the `Source`'s.
+    """
     label = f"{component.label} backup"
     try:
         size = path.stat().st_size
@@ -237,7 +241,8 @@ def examine_file(
             section.sha256 = pipeline.hash_file(path)[1]
             _compare_digest(section, label, path, entry, section.sha256)
         else:
-            source = Source(path, compression, entry if entry and "fingerprint" in entry else None, keep=keep)
+            described = entry if entry and "fingerprint" in entry else None
+            source = Source(path, compression, described, keep=keep, past_cache=past_cache)
             _walk(section, component, source, entry, reporter, measured)
     except BackupError as error:
         section.bad(f"{label} is damaged: {error}" if str(path) not in str(error) else f"{label}: {error}")

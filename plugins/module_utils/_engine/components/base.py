@@ -83,7 +83,7 @@ class Source:
     `entry` is the component's part of the manifest; None for a legacy set or a file without its set. `walked` are the
     facts that `examine` found in this very file, where the verb has just verified it: they need not be found again.
     `keep` is a private directory in which `examine` may leave the decompressed content, where a restore follows that
-    needs it in a file.
+    needs it in a file. `past_cache` is the reader's: just written, it must be read from the disk.
     """
 
     path: Path
@@ -91,10 +91,11 @@ class Source:
     entry: dict[str, Any] | None = None
     walked: dict[str, Any] = field(default_factory=dict)
     keep: Path | None = None
+    past_cache: bool = False
 
     def reader(self, advance: Callable[[int], None] | None = None) -> Reader:
         """A reader of the decompressed content, which hashes what lies on the disk."""
-        return Reader(self.path, compression=self.compression, advance=advance)
+        return Reader(self.path, compression=self.compression, advance=advance, past_cache=self.past_cache)
 
     def pieces(self) -> Iterator[bytes]:
         """The decompressed content."""
