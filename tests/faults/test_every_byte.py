@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agentmem_backup import backup_set, verify
+from agentmem_backup import backup_set, create, verify
+from agentmem_backup.errors import VerificationError
+from agentmem_backup.pipeline import Reader
 from agentmem_backup.progress import Reporter
 from agentmem_backup.settings import load
 
@@ -47,3 +50,26 @@ def test_any_cut_and_any_bit(stores: Stores) -> None:
             assert verdict(folder, "full" if number % 5 == 0 else "quick") == "failed", f"{path.name}, damage number {number}"
         path.write_bytes(content)
     assert verdict(folder, "full") == "verified"
+
+
+@pytest.mark.parametrize("component", ["postgresql", "redis", "qdrant", "config"])
+def test_a_disk_that_gives_back_something_else_makes_no_set(
+    stores: Stores, component: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(load(environment=stores.environment()), components=[component])
+    read, turned = Reader._next, []
+
+    def turn(self: Reader, descriptor: int, buffer: memoryview) -> int:
+        size = read(self, descriptor, buffer)
+        if size and not turned:
+            buffer[size // 2] ^= 1
+            turned.append(self.path.name)
+        return size
+
+    monkeypatch.setattr(Reader, "_next", turn)
+    with pytest.raises(VerificationError, match=r"what was written cannot be trusted|does not read back as it was written"):
+        create.create(settings, Reporter())
+    assert len(turned) == 1
+    assert not [path for path in stores.backup_dir.iterdir() if not path.name.startswith(".")]
+    assert not [*(stores.backup_dir / ".staging").iterdir()]
+    assert create.create(settings, Reporter()).verdict == "verified"

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -239,6 +240,50 @@ def test_a_file_system_that_opens_but_does_not_read_past_its_cache(tmp_path: Pat
     monkeypatch.setattr(os, "readv", readv)
     assert b"".join(Reader(path, compression="gzip", past_cache=True).pieces()) == content
     assert len(refused) == 1
+
+
+@pytest.mark.parametrize("place", ["disk", "memory"])
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_a_growing_file_is_followed_to_its_end(tmp_path: Path, compression: str, place: str) -> None:
+    noise = random.Random(5).randbytes(3 * PIECE + 17)
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if place == "memory" else tmp_path) as directory:
+        path, growing = Path(directory) / "file", pipeline.Growing()
+        writer = Writer(path, compression=compression, growing=growing)
+        reader = Reader(path, compression=compression, past_cache=True, growing=growing)
+        pieces = reader.pieces()
+        writer.write(noise * 12)
+        back = [next(pieces)]  # while the writer is at work: nothing has been closed or ended yet
+        writer.write(noise)
+        written = writer.close()
+        growing.end()
+        assert b"".join([*back, *pieces]) == noise * 13
+        assert reader.digest() == written
+
+
+def test_a_reader_that_follows_waits_for_the_end_to_be_told(tmp_path: Path) -> None:
+    path, growing = tmp_path / "file", pipeline.Growing()
+    writer = Writer(path, compression="gzip", growing=growing)
+    reader = Reader(path, compression="gzip", past_cache=True, growing=growing)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(lambda: b"".join(reader.pieces()))
+        writer.write(b"some bytes")
+        writer.close()
+        assert growing.wait_for(1) > 0  # all of it lies there, and nobody has said that it is all
+        assert not read.done()
+        growing.end()
+        assert read.result(20) == b"some bytes"
+
+
+def test_a_reader_that_follows_ends_when_the_file_is_given_up(tmp_path: Path) -> None:
+    path, growing = tmp_path / "file", pipeline.Growing()
+    writer = Writer(path, growing=growing)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(lambda: list(Reader(path, past_cache=True, growing=growing).pieces()))
+        writer.write(b"some bytes")
+        writer.abandon()
+        growing.give_up()
+        with pytest.raises(Cancelled):
+            read.result(20)
 
 
 def test_a_missing_file_is_told_in_a_sentence(tmp_path: Path) -> None:

@@ -16,20 +16,21 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import __version__, audit, backup_set, clock, history, hooks, lock, manifest, preflight, process, prune, registry, watch
 from .backup_set import Staging
-from .components.base import Component, Context, named
+from .components.base import Component, Context, Source, named
 from .crew import Crew
 from .errors import BackupError, Cancelled, VerificationError
 from .manifest import Manifest, human_size
-from .pipeline import Digest, Writer
+from .pipeline import Digest, Growing, Writer
 from .progress import Collecting, Reporter
 from .settings import Settings
-from .verify import Section, examine_file
+from .verify import Section, walk_file
 
 
 @dataclass
@@ -221,44 +222,86 @@ def _back_up(
     cut = component.open_cut(at_once, settings.fingerprint)
     try:
         moments[component.name] = cut.moment
+        growing = Growing()
+        reading = _Reading(component, path, compression, growing)
         writer = Writer(
             path,
             compression=compression,
             level=settings.compression_level,
             advance=lambda done: reporter.advance(component.name, done, total),
+            growing=growing,
         )
-        try:
-            cut.dump(writer)
-        except BaseException:
-            writer.abandon()
-            raise
-        digest = writer.close()
-        entry = {
-            **cut.entry(),
-            **asdict(digest),
-            "file": path.name,
-            "compression": compression,
-            "cut": clock.iso(cut.moment),
-            "duration_s": round(time.monotonic() - begun, 3),
-        }
+        with reading:
+            try:
+                cut.dump(writer)
+            except BaseException:
+                writer.abandon()
+                raise
+            digest = writer.close()
+            entry = {
+                **cut.entry(),
+                **asdict(digest),
+                "file": path.name,
+                "compression": compression,
+                "cut": clock.iso(cut.moment),
+                "duration_s": round(time.monotonic() - begun, 3),
+            }
+            cut.close()  # locks and server-side copies need not wait for the rest of the reading
+            reading.require(entry, digest)
     finally:
         cut.close()
     for warning in entry.get("warnings", []):
         reporter.warn(f"{component.name}: {warning}")
-    _verify_back(component, path, entry, digest, reporter)
     staging.note("verified", name=path.name, sha256=digest.sha256)
     reporter.step(f"{component.name}: {path.name} {human_size(digest.bytes)} in {entry['duration_s']:.1f} s, verified")
     return entry
 
 
-def _verify_back(component: Component, path: Path, entry: dict[str, Any], digest: Digest, reporter: Reporter) -> None:
-    """Read the file back from the disk, walk it, and hold it against what was written. Raises VerificationError."""
-    section, read = Section(component.title), list[Digest]()
-    examine_file(section, component, path, entry, "full", reporter, read.append, past_cache=True)
-    if section.faults:
-        raise VerificationError(f"what was written cannot be trusted: {section.faults[0]}")
-    if [(one.bytes, one.sha256, one.raw_bytes) for one in read] != [(digest.bytes, digest.sha256, digest.raw_bytes)]:
-        raise VerificationError(f"{path} does not read back as it was written: check the disk")
+class _Reading:
+    """Reads a file back from the disk while it is still being written, and walks it: what is left when the dump ends is short.
+
+    Use it as a context manager around the dump; leaving the block early ends the reading.
+    """
+
+    def __init__(self, component: Component, path: Path, compression: str, growing: Growing):
+        self._component = component
+        self._growing = growing
+        self._path = path
+        self._section = Section(component.title)
+        # What a walk compares with is only known when the dump has ended. That there will be a digest tells it to take none.
+        self._entry: dict[str, Any] = {"sha256": ""}
+        self._source = Source(path, compression, self._entry, past_cache=True, growing=growing)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"{component.name}-back")
+        self._read: Future[Digest] | None = None
+
+    def __enter__(self) -> _Reading:
+        self._read = self._pool.submit(self._walk)
+        return self
+
+    def _walk(self) -> Digest:
+        self._growing.wait_for(1)
+        return walk_file(self._section, self._component, self._source, self._entry, Reporter())
+
+    def require(self, entry: dict[str, Any], written: Digest) -> None:
+        """Wait for the end of the walk, which holds the file against `entry`. Raises VerificationError."""
+        self._entry.update(entry)
+        self._growing.end()
+        if self._read is None:
+            raise AssertionError("asked for within the block only")
+        try:
+            read = self._read.result()
+        except Cancelled:
+            raise
+        except BackupError as error:
+            raise VerificationError(f"what was written cannot be trusted: {error}") from error
+        if self._section.faults:
+            raise VerificationError(f"what was written cannot be trusted: {self._section.faults[0]}")
+        if read != written:
+            raise VerificationError(f"{self._path} does not read back as it was written: check the disk")
+
+    def __exit__(self, *__: object) -> None:
+        self._growing.give_up()
+        self._pool.shutdown(wait=True)
 
 
 def _describe(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -208,14 +207,9 @@ def examine_file(
     entry: dict[str, Any] | None,
     depth: str,
     reporter: Reporter,
-    measured: Callable[[Digest], None] = lambda digest: None,
     keep: Path | None = None,
-    past_cache: bool = False,
 ) -> None:
-    """Verify one component's file into `section`; `measured` is told the digest of what was read from the disk.
-
-    `keep` and `past_cache` are the `Source`'s.
-    """
+    """Verify one component's file into `section`; `keep` is the `Source`'s."""
     label = f"{component.label} backup"
     try:
         size = path.stat().st_size
@@ -241,9 +235,8 @@ def examine_file(
             section.sha256 = pipeline.hash_file(path)[1]
             _compare_digest(section, label, path, entry, section.sha256)
         else:
-            described = entry if entry and "fingerprint" in entry else None
-            source = Source(path, compression, described, keep=keep, past_cache=past_cache)
-            _walk(section, component, source, entry, reporter, measured)
+            source = Source(path, compression, entry if entry and "fingerprint" in entry else None, keep=keep)
+            walk_file(section, component, source, entry, reporter)
     except BackupError as error:
         section.bad(f"{label} is damaged: {error}" if str(path) not in str(error) else f"{label}: {error}")
         if not section.sha256:
@@ -251,24 +244,22 @@ def examine_file(
             _compare_digest(section, label, path, entry, section.sha256)
 
 
-def _walk(
-    section: Section,
-    component: Component,
-    source: Source,
-    entry: dict[str, Any] | None,
-    reporter: Reporter,
-    measured: Callable[[Digest], None],
-) -> None:
+def walk_file(section: Section, component: Component, source: Source, entry: dict[str, Any] | None, reporter: Reporter) -> Digest:
+    """Read a file to its end, walk its content and hold both against `entry`, into `section`; the digest of what was read.
+
+    Raises BackupError where it cannot be read on.
+    """
     label, path = f"{component.label} backup", source.path
     total = entry.get("raw_bytes") if entry else None
     reader = source.reader(lambda done: reporter.advance(component.name, done, total))
     pieces = reader.pieces()
     examination = component.examine(source, pieces)
     section.walked = examination.facts
+    if source.growing is not None and not source.growing.ended and not examination.faults:
+        section.bad(f"{label} was walked through before it was whole: {path}")
     for __ in pieces:  # a walk that ended before the file did: the rest must be whole too
         pass
     digest = reader.digest()
-    measured(digest)
     section.sha256 = digest.sha256
     _compare_digest(section, label, path, entry, digest.sha256)
     if entry and "raw_bytes" in entry and entry["raw_bytes"] != digest.raw_bytes:
@@ -280,6 +271,7 @@ def _walk(
             section.bad(fault)
     else:
         section.good(examination.line)
+    return digest
 
 
 def _compare_digest(section: Section, label: str, path: Path, entry: dict[str, Any] | None, sha256: str) -> None:

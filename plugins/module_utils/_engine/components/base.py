@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .. import clock
-from ..pipeline import Reader, Writer
+from ..pipeline import Growing, Reader, Writer
 from ..progress import Reporter
 from ..settings import Settings
 
@@ -83,7 +83,8 @@ class Source:
     `entry` is the component's part of the manifest; None for a legacy set or a file without its set. `walked` are the
     facts that `examine` found in this very file, where the verb has just verified it: they need not be found again.
     `keep` is a private directory in which `examine` may leave the decompressed content, where a restore follows that
-    needs it in a file. `past_cache` is the reader's: just written, it must be read from the disk.
+    needs it in a file. `past_cache` and `growing` are the reader's: what is being written must be read
+    from the disk, and `entry` is only complete when the pieces have ended.
     """
 
     path: Path
@@ -92,10 +93,11 @@ class Source:
     walked: dict[str, Any] = field(default_factory=dict)
     keep: Path | None = None
     past_cache: bool = False
+    growing: Growing | None = None
 
     def reader(self, advance: Callable[[int], None] | None = None) -> Reader:
         """A reader of the decompressed content, which hashes what lies on the disk."""
-        return Reader(self.path, compression=self.compression, advance=advance, past_cache=self.past_cache)
+        return Reader(self.path, compression=self.compression, advance=advance, past_cache=self.past_cache, growing=self.growing)
 
     def pieces(self) -> Iterator[bytes]:
         """The decompressed content."""
