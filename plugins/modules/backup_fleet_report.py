@@ -67,20 +67,16 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Report on all hosts
-  hosts: all
-  gather_facts: false
-  tasks:
-    - name: Ask each host, the dead ones too
-      agentmem.backup.backup_set_report:
-      register: agentmem_backup_report
-      ignore_unreachable: true
+- name: Ask each host, the dead ones too
+  agentmem.backup.backup_set_report:
+  register: agentmem_backup_report
+  ignore_unreachable: true
 
-    - name: Write the page
-      agentmem.backup.backup_fleet_report:
-        html: "{{ lookup('ansible.builtin.env', 'HOME') }}/backups.html"
-        json: "{{ lookup('ansible.builtin.env', 'HOME') }}/backups.json"
-      run_once: true
+- name: Write the page
+  agentmem.backup.backup_fleet_report:
+    html: /srv/www/backups/index.html
+    json: /srv/www/backups/fleet.json
+  run_once: true
 """
 
 RETURN = r"""
@@ -88,12 +84,12 @@ html:
   description: The page.
   returned: success
   type: str
-  sample: /home/ops/backups.html
+  sample: /srv/www/backups/index.html
 json:
   description: The data.
   returned: success
   type: str
-  sample: /home/ops/backups.json
+  sample: /srv/www/backups/fleet.json
 counts:
   description: How many hosts are in each state.
   returned: success

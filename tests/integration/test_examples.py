@@ -26,7 +26,10 @@ FAMILIES = {
     "redis": ["redis_dump", "redis_verify", "redis_restore"],
     "qdrant": ["qdrant_dump", "qdrant_verify", "qdrant_restore"],
     "config": ["config_dump", "config_verify", "config_restore"],
-    "backup_set": ["backup_set_create", "backup_set_info", "backup_set_verify", "backup_set_sync", "backup_set_restore"],
+    "backup_set": [
+        *("backup_set_create", "backup_set_info", "backup_set_verify", "backup_set_sync"),
+        *("backup_set_report", "backup_fleet_report", "backup_set_restore"),
+    ],
 }
 """Each store's modules, in an order in which one can use what the one before has made."""
 
@@ -73,6 +76,7 @@ class Host:
         places = {
             "/etc/ssl/certs/ca-certificates.crt": str(self.certificate),
             "/tmp/agentmem-config-restored": str(self.restored),
+            "/srv/www/backups": str(self.directory),
         }
         for place, ours in places.items():
             text = text.replace(place, ours)
