@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agentmem_backup import audit, backup_set, clock, history, lock
+from agentmem_backup import audit, backup_set, clock, history, lock, runs
 
 from tests.support.endpoints import BUCKET, S3, Azure, Endpoint, Gcs, Sshd, answering
 from tests.support.sender import Sender
@@ -80,6 +80,8 @@ def test_a_set_goes_there_whole_is_read_back_and_comes_back_on_a_fresh_host(
     assert endpoint.files(below(endpoint, folder, "web-1")) == host.files(set_id), (
         "not the same bytes, or not under the host's name"
     )
+
+    assert runs.read(host.backup_dir)["runs"]["sync"]["pushed"].keys() == {"away"}, "the metrics know when it had arrived"
 
     again = host.good("push")
     assert not again["changed"] and again["targets"]["away"]["whole"] == [set_id] and again["targets"]["away"]["read_back"] == []

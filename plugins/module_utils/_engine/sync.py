@@ -251,6 +251,8 @@ def push(settings: Settings, reporter: Reporter, names: Iterable[str] = ()) -> P
         run.look = "sync check"
         pushed = _push(settings, reporter, names)
         run.fault = "; ".join(pushed.problems)
+        if not pushed.faults:
+            run.facts["pushed"] = {one.target: clock.iso(clock.now()) for one in pushed.outcomes if not one.faults}
         run.summary = "; ".join(f"{one.target}: {len(one.sent)} sent, {len(one.whole)} sets there" for one in pushed.outcomes)
         return pushed
 
