@@ -15,6 +15,7 @@ import yaml
 
 from tests.support import command, compare
 from tests.support.collection import Played, build, install, play
+from tests.support.endpoints import Sshd
 from tests.support.servers import Stores
 
 Run = Callable[..., Played]
@@ -135,6 +136,9 @@ class Fleet:
         told = ("-e", json.dumps(variables), *arguments)
         return play(f"agentmem.backup.{name}", self._directory, self._collections, *told, hosts=self.hosts)
 
+    def directory(self, name: str) -> Path:
+        return self._directory / name
+
     def made(self) -> list[str]:
         """Hosts that have a set, as the disk says."""
         return [name for name in self.hosts if list((self._directory / name).glob("manifest_*.json"))]
@@ -158,6 +162,21 @@ def test_a_dead_and_a_failing_host_stop_no_other(fleet: Fleet, serial: object) -
     }  # fmt: skip
     failed = re.findall(r"^(\w+) .* failed=1 ", played.output, re.MULTILINE)
     assert sorted(failed) == ["bad", "dead"]
+
+
+def test_sets_go_elsewhere_from_every_host_that_can(fleet: Fleet, sshd: Sshd) -> None:
+    for name, one in fleet.hosts.items():
+        one["agentmem_backup_options"]["settings"].update({"offsite.host": name, "offsite.targets": {"away": sshd.target()}})
+    fleet.run("backup")
+    foretold = fleet.run("offsite", "--check")
+    assert foretold.code == 2 and sshd.files("one") == {}
+    assert foretold.stats["agentmem_backup_without"] == ["dead", "bad"]
+    sent = fleet.run("offsite")
+    assert "sets that are not everywhere on 2 of 4 hosts: dead, bad" in sent.output
+    for name in ("one", "two"):
+        here = {path.name: path.read_bytes() for path in fleet.directory(name).iterdir() if path.is_file()}
+        assert sshd.files(name) == here != {}
+    assert sshd.files("bad") == sshd.files("dead") == {}
 
 
 def test_a_limit_is_kept_to(fleet: Fleet) -> None:
