@@ -436,6 +436,17 @@ def test_the_test_message_goes_every_way_and_says_that_it_is_one(host: Host, box
     assert "what this is: a test" in web.requests[0].json["text"]
 
 
+def test_a_sentence_is_told_as_it_is_and_without_a_secret(host: Host, box: Mailbox, web: Recorder) -> None:
+    hook = f"{web.url}/services/topsecrettoken"
+    host.works("notify", "--message", f"web-1: no fresh backup, asked {hook}", *mail(box), NOTIFY_SLACK_WEBHOOK=hook, **TO)
+    (text,) = [request.json["text"] for request in web.requests]
+    assert "what there is to tell: web-1: no fresh backup, asked ********" in text
+    assert "topsecrettoken" not in text + "".join(box.subjects)
+    assert "it is empty" in host.fails("notify", "--message", " ", *mail(box), code=2, **TO).stderr
+    both = host.fails("notify", "--message", "x", "--unit", "agentmem-backup.service", code=2)
+    assert "not allowed with argument" in both.stderr
+
+
 def test_a_test_message_that_nobody_would_get_is_refused(host: Host) -> None:
     assert "nobody is named to be told: set notify_email" in host.fails("notify", code=2).stderr
 

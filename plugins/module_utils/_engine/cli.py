@@ -85,8 +85,10 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--monitor", action="store_true", help="print one line and exit 0, 1, 2 or 3 as monitoring plug-ins do (Nagios, Icinga)"
     )
-    notify = verb("notify", "tell those who are to be told: a test message, or that a unit failed", _notify)
-    notify.add_argument("--unit", metavar="UNIT", help="tell that this systemd unit failed (the alarm unit calls it)")
+    notify = verb("notify", "tell those who are to be told: a test message, that a unit failed, or a sentence", _notify)
+    what = notify.add_mutually_exclusive_group()
+    what.add_argument("--unit", metavar="UNIT", help="tell that this systemd unit failed (the alarm unit calls it)")
+    what.add_argument("--message", metavar="TEXT", help="tell this sentence (for playbooks that look at a whole fleet)")
     prune = verb("prune", "remove sets that retention no longer keeps", _prune)
     prune.add_argument("--dry-run", action="store_true", help="say what would be removed, and why each set stays or goes")
     _sync_arguments(verbs.add_parser, shared)
@@ -448,7 +450,12 @@ def _notify(arguments: argparse.Namespace) -> int:
         arguments.instance = notify.instance_of(arguments.unit)
     settings = _settings(arguments)
     with _console(settings, arguments) as console, _explained(console, arguments):
-        sent = notify.unit_failed(settings, console, arguments.unit) if arguments.unit else notify.test_message(settings, console)
+        if arguments.unit:
+            sent = notify.unit_failed(settings, console, arguments.unit)
+        elif arguments.message is not None:
+            sent = notify.message(settings, console, arguments.message)
+        else:
+            sent = notify.test_message(settings, console)
         if arguments.json:
             _print_json(sent.as_dict())
         elif sent.remark and not arguments.quiet:
@@ -460,7 +467,8 @@ def _notify(arguments: argparse.Namespace) -> int:
                 console.step(f"✓ {label}: sent")
         failed = len(sent.outcome) - len(sent.arrived)
         # An alarm that arrived by one way has arrived; a test is of every way.
-        return int(bool(sent.outcome) and (not sent.arrived if arguments.unit else failed > 0))
+        an_alarm = bool(arguments.unit or arguments.message)
+        return int(bool(sent.outcome) and (not sent.arrived if an_alarm else failed > 0))
 
 
 def _prune(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The agentmem.backup maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Tell somebody: a message to try the ways of telling, and what the alarm unit says of a unit that failed.
+"""Tell somebody: a message to try the ways of telling, a sentence, and what the alarm unit says of a unit that failed.
 
 The alarm unit comes after every failure of a unit, also of one that ended before our code ran. What has been told of that very
 run already (systemd names it by its invocation ID) is not told again.
@@ -18,7 +18,7 @@ from typing import Any
 
 from . import channels, clock, process, runs, watch
 from .channels import Message
-from .errors import BackupError, UsageError
+from .errors import BackupError, UsageError, one_line
 from .progress import Reporter
 from .settings import Settings
 
@@ -56,6 +56,14 @@ def test_message(settings: Settings, reporter: Reporter) -> Notified:
         "last good set": watch.last_good(settings),
     }
     return _send(settings, reporter, watch.told(settings, f"AgentMem backup on {watch.place(settings)}: a test message", facts))
+
+
+def message(settings: Settings, reporter: Reporter, text: str) -> Notified:
+    """Tell a sentence of somebody else's, such as a playbook's about a whole fleet, by every way. Raises UsageError."""
+    if not text.strip():
+        raise UsageError("--message takes the sentence that is to be told, and it is empty")
+    title = f"AgentMem backup, by way of {watch.place(settings)}: {one_line(text, 100)}"
+    return _send(settings, reporter, watch.told(settings, title, {"what there is to tell": text.strip()}))
 
 
 def instance_of(unit: str) -> str:
