@@ -539,6 +539,15 @@ def test_what_a_program_quotes_of_the_data_stays_here() -> None:
     assert watch.sentence(library) == "duplicate key; redis: untouched"
 
 
+@pytest.mark.timeout(20)
+def test_errors_that_stand_behind_each_other_have_a_sentence_too() -> None:
+    from agentmem_backup import errors, watch
+
+    first, second = errors.BackupError("the first"), errors.BackupError("the second")
+    first.__cause__, second.__context__ = second, first
+    assert watch.sentence(first) == "the first"
+
+
 def test_a_secret_in_the_engines_sentence_is_masked(host: Host, box: Mailbox, web: Recorder) -> None:
     """The sentence names the directory that is missing, and its name is a password."""
     env = {

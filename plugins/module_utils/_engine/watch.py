@@ -71,11 +71,13 @@ def watch(settings: Settings, reporter: Reporter, verb: str) -> Iterator[Run]:
 def sentence(error: BaseException) -> str:
     """The engine's sentence, without what a program quotes of the data."""
     text = str(error) or type(error).__name__
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, ToolError) and seen.stderr:
-            text = text.replace(one_line(seen.stderr), one_line(seen.stderr.strip().splitlines()[0]))
-        seen = seen.__cause__ or seen.__context__
+    behind: BaseException | None = error
+    seen: list[BaseException] = []
+    while behind is not None and behind not in seen:  # an error that is raised again behind its own consequence closes a ring
+        if isinstance(behind, ToolError) and behind.stderr:
+            text = text.replace(one_line(behind.stderr), one_line(behind.stderr.strip().splitlines()[0]))
+        seen.append(behind)
+        behind = behind.__cause__ or behind.__context__
     return one_line(_CONTENTS.sub("", text), 1500)
 
 
