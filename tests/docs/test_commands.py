@@ -43,6 +43,18 @@ NOT_RUN = {
     "ansible-galaxy collection install git+https://github.com/agentmem/agentmem.backup": "from the network; the checkout is it",
     "python3 -m venv /opt/agentmem-backup/venv": "installs, from the network: script/bootstrap does the same",
     "/opt/agentmem-backup/venv/bin/pip install '.[points]'": "installs, from the network: script/bootstrap does the same",
+    **dict.fromkeys(
+        [
+            "ansible-playbook -i inventory agentmem.backup.install -b --check --diff   # works on bare hosts, too",
+            "ansible-playbook -i inventory agentmem.backup.install -b",
+            "ansible-playbook -i inventory agentmem.backup.install -b --limit web-3.example",
+            "ansible-playbook -i inventory agentmem.backup.backup -b -e agentmem_backup_hosts=agentmem",
+            "ansible-playbook -i inventory agentmem.backup.verify -b -e agentmem_backup_hosts=agentmem",
+            "ansible-playbook -i inventory agentmem.backup.offsite -b -e agentmem_backup_hosts=agentmem",
+            "ansible-playbook -i inventory agentmem.backup.report -b -e agentmem_backup_hosts=agentmem",
+        ],
+        "needs a fleet: extensions/molecule/fleet has one, and runs them",
+    ),
 }
 LANGUAGES = {"bash", "console", "cron", "yaml", "sql", ""}
 _VARYING = re.compile(

@@ -9,9 +9,10 @@ import re
 import shlex
 
 import pytest
+import yaml
 from agentmem_backup import cli, errors, settings, targets
 
-from tests.docs.pages import ANY, CHECKOUT, ENGINE, inline_code, prose, read, rows, sentences
+from tests.docs.pages import ANY, CHECKOUT, ENGINE, blocks, inline_code, prose, read, rows, sentences
 
 OTHERS = {
     "--undo": "said not to be there yet",
@@ -126,3 +127,13 @@ def test_the_architecture_names_every_module_of_the_engine() -> None:
     places = (ENGINE, ENGINE.parent)
     for name in re.findall(r"`((?:\w+/)?\w+\.py)`", page):
         assert any((place / name).exists() for place in places), f"docs/architecture.md names {name}, which does not exist"
+
+
+def test_variables_of_the_fleets_inventory_exist() -> None:
+    known = {name for path in CHECKOUT.glob("roles/*/defaults/main.yml") for name in yaml.safe_load(path.read_text())}
+    known |= {name for path in CHECKOUT.glob("playbooks/*.yml") for name in re.findall(r"agentmem_backup_\w+", path.read_text())}
+    told = [block for block in blocks("docs/operations.md") if block.text.startswith("# inventory/group_vars/")]
+    assert len(told) == 2
+    for block in told:
+        own = {name for name in yaml.safe_load(block.text) if len(re.findall(rf"\b{name}\b", block.text)) > 1}
+        assert {*yaml.safe_load(block.text)} - own <= known, block.where
