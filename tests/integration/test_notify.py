@@ -494,6 +494,16 @@ def test_what_a_run_has_told_itself_is_not_told_again(host: Host, box: Mailbox) 
     assert len(box.messages) == 2, "another run, killed before it could tell"
 
 
+def test_nor_where_the_backup_directory_is_gone(host: Host, box: Mailbox) -> None:
+    (host.home / "sets").rename(host.home / "elsewhere")
+    host.fails("create", *mail(box), code=2, **TO, INVOCATION_ID="first")
+    unit = {"MONITOR_UNIT": "agentmem-backup.service", "MONITOR_SERVICE_RESULT": "exit-code"}
+    host.works("notify", "--unit", "agentmem-backup.service", *mail(box), **TO, **unit, MONITOR_INVOCATION_ID="first")
+    assert box.subjects == [f"AgentMem backup FAILED on {HOST}: create"]
+    host.works("notify", "--unit", "agentmem-backup.service", *mail(box), **TO, **unit, MONITOR_INVOCATION_ID="second")
+    assert len(box.messages) == 2
+
+
 def test_what_a_run_could_not_tell_is_told_by_the_alarm(host: Host, box: Mailbox) -> None:
     host.break_it()
     box.refusing = "451 later"

@@ -82,6 +82,8 @@ def unit_failed(settings: Settings, reporter: Reporter, unit: str, environment: 
         told = entry.get("told") or {}
         if invocation and told.get("invocation") == invocation and told.get("by"):
             return Notified(remark=f"the run itself has told of this failure, by {', '.join(told['by'])}")
+    if invocation and invocation in runs.told_by_mark(settings):
+        return Notified(remark="the run itself has told of this failure")
     facts = {
         "unit": unit,
         "what failed": f"{unit} failed before agentmem-backup could tell of it: {result}",

@@ -64,10 +64,19 @@ def _mark(settings: Settings, verb: str) -> Path:
     return Path(settings.log_dir) / f".failing-{settings.instance.replace('/', '_')}-{verb}"
 
 
-def mark(settings: Settings, verb: str) -> None:
-    """Remember in LOG_DIR that a verb fails, as well as that goes."""
+def mark(settings: Settings, verb: str, told: str = "") -> None:
+    """Remember in LOG_DIR that a verb fails, as well as that goes; `told` is the invocation ID of a run that has said so."""
     with contextlib.suppress(OSError):
-        _mark(settings, verb).touch(mode=0o640)
+        _mark(settings, verb).write_text(told)
+
+
+def told_by_mark(settings: Settings) -> set[str]:
+    """The invocation IDs in all marks."""
+    found = set()
+    for verb in marks(settings):
+        with contextlib.suppress(OSError, ValueError):
+            found.add(_mark(settings, verb).read_text().strip())
+    return found
 
 
 def marked(settings: Settings, verb: str) -> bool:

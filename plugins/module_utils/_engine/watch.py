@@ -202,7 +202,11 @@ def _remember(settings: Settings, run: Run, outcome: list[tuple[Channel, str]]) 
             note_channels(known["channels"], outcome)
         runs.unmark(settings, run.verb)
     except OSError:  # the backup directory is gone or not ours to write; a failure must be remembered all the same
-        (runs.mark if run.fault else runs.unmark)(settings, run.verb)
+        if run.fault:
+            arrived = any(not said and channel.key != "ping" for channel, said in outcome)
+            runs.mark(settings, run.verb, os.environ.get("INVOCATION_ID", "") if arrived else "")
+        else:
+            runs.unmark(settings, run.verb)
 
 
 def _count(entry: dict[str, Any], run: Run, arrived: list[str]) -> None:
