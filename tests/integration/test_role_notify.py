@@ -233,7 +233,7 @@ def test_the_alarm_tells_by_mail_where_python_is_broken(target: Target, tls: str
             "look further: journalctl -u agentmem-backup-verify@blue.service -n 50",
         ):
             assert line in box.bodies[0].splitlines(), box.bodies[0]
-    assert (target.root / "log" / ".failing-blue-verify").exists()
+    assert (target.root / "log" / ".failing" / ".failing-blue-verify").exists()
     assert password not in done.stdout + done.stderr
 
 
@@ -259,7 +259,7 @@ def test_the_alarm_tells_by_webhook_and_ping_where_python_is_broken_and_mail_too
     lines = web.requests[0].json["text"].splitlines()
     assert lines[0] == f"*AgentMem backup FAILED on {HOST}: agentmem-backup.service*" and f"host: {HOST}" in lines
     assert "topsecrettoken" not in done.stdout + done.stderr
-    assert (target.root / "log" / ".failing-default-create").exists()
+    assert (target.root / "log" / ".failing" / ".failing-default-create").exists()
 
 
 def test_the_alarms_secrets_are_no_arguments(target: Target, web: Recorder) -> None:
@@ -271,6 +271,15 @@ def test_the_alarms_secrets_are_no_arguments(target: Target, web: Recorder) -> N
     script = str(target.root / "lib" / "alarm")
     subprocess.run([*strace, script, "agentmem-backup.service"], env=given, check=True, capture_output=True, timeout=120)
     assert "curl" in log.read_text() and "topsecrettoken" not in log.read_text()
+
+
+def test_an_alarm_that_cannot_leave_its_mark_is_told_all_the_same(target: Target, web: Recorder) -> None:
+    """In dash a redirection that fails ends the script where it stands at a special builtin."""
+    target.made(notify_slack_webhook=f"{web.url}/hook")
+    _break(target)
+    shutil.rmtree(target.root / "log")
+    assert target.alarm("agentmem-backup.service").returncode == 0
+    assert web.paths == ["/hook"]
 
 
 def test_an_alarm_that_reaches_nobody_says_so_and_fails(target: Target) -> None:

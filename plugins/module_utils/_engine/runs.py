@@ -61,7 +61,8 @@ def changing(backup_dir: Path) -> Iterator[dict[str, dict[str, dict[str, Any]]]]
 
 
 def _mark(settings: Settings, verb: str) -> Path:
-    return Path(settings.log_dir) / f".failing-{settings.instance.replace('/', '_')}-{verb}"
+    own = Path(settings.log_dir) / ".failing"  # where role notify has made it: LOG_DIR itself may be root's
+    return (own if own.is_dir() else own.parent) / f".failing-{settings.instance.replace('/', '_')}-{verb}"
 
 
 def mark(settings: Settings, verb: str, told: str = "") -> None:
@@ -88,7 +89,7 @@ def marks(settings: Settings) -> list[str]:
     """The verbs that such a mark says fail."""
     prefix = _mark(settings, "").name
     try:
-        return [path.name.removeprefix(prefix) for path in Path(settings.log_dir).iterdir() if path.name.startswith(prefix)]
+        return [path.name.removeprefix(prefix) for path in _mark(settings, "").parent.iterdir() if path.name.startswith(prefix)]
     except OSError:
         return []
 
