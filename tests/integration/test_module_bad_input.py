@@ -93,7 +93,7 @@ def tree(directory: Path) -> dict[str, tuple[int, int]]:
     """What lies below, files with size and time of their last change; who holds the lock and who tried what is left out."""
     found = {}
     for path in directory.rglob("*"):
-        if path.name != "lock" and not path.name.startswith("audit."):
+        if path.name not in ("lock", "runs.json") and not path.name.startswith("audit."):
             status = path.lstat()
             found[str(path.relative_to(directory))] = (status.st_size, status.st_mtime_ns) if path.is_file() else (0, 0)
     return found
