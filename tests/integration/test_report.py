@@ -281,7 +281,7 @@ def test_what_cannot_be_written_is_told_in_a_sentence(controller: Path) -> None:
 
 # --- a real browser, where there is one
 
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def opened(file: Path) -> markup.Element:

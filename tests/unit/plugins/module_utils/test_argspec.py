@@ -107,7 +107,7 @@ def test_modules_are_thin_and_say_what_they_are(module):
 
 def test_which_there_are():
     stores = {f"{store}_{verb}" for store in _argspec.COMPONENTS for verb in ("dump", "restore", "verify")}
-    assert set(MODULES) == stores | {f"backup_set_{verb}" for verb in ("create", "verify", "restore", "info", "report")}
+    assert set(MODULES) == stores | {f"backup_set_{verb}" for verb in ("create", "verify", "restore", "info", "report", "sync")}
     assert {"backup_fleet_report"} == ACTIONS
 
 
