@@ -23,7 +23,8 @@ from tests.support.collection import BIN, Played, play
 from tests.support.listeners import Mailbox, Recorder, certificate, free_port, mail_server, recorder
 from tests.support.servers import CHECKOUT
 
-pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="a role's files belong to root")
+# The sample of the scenarios shows the role on a real host; what else it must do is tried by script/test --all.
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.getuid() != 0, reason="a role's files belong to root")]
 ROLE = CHECKOUT / "roles" / "notify"
 UNITS = ("agentmem-backup.service", "agentmem-backup@.service", "agentmem-backup-.service")
 

@@ -20,6 +20,9 @@ from tests.support.endpoints import Sshd
 from tests.support.sender import Sender
 from tests.support.servers import CHECKOUT
 
+# The sample of the scenarios shows the role on a real host; what else it must do is tried by script/test --all.
+pytestmark = pytest.mark.slow
+
 SECRET = "hush-hush-hush"
 CLOUD = {"type": "s3", "bucket": "my-bucket"}
 

@@ -27,7 +27,9 @@ import yaml
 from tests.support.collection import BIN, ansible_environment
 from tests.support.servers import CHECKOUT
 
+# The sample of the scenarios shows the role on a real host; what else it must do is tried by script/test --all.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd's own tools"),
     pytest.mark.timeout(900),
 ]

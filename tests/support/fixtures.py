@@ -34,6 +34,25 @@ from tests.support.servers import (
 FILLED = "agentmem filled"  # the template that the test data is copied from
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too (script/test --all)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: left out unless --slow is given, or its file is named")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is slow, and let pytest's last line count it."""
+    if config.getoption("--slow"):
+        return
+    named = {(config.invocation_params.dir / arg.partition("::")[0]).resolve() for arg in config.args}
+    left_out = [one for one in items if one.get_closest_marker("slow") and one.path not in named]
+    if left_out:
+        items[:] = [one for one in items if one not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
 def pytest_report_header() -> list[str]:
     kind = qdrant_kind()
     server = {
