@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -202,6 +203,18 @@ def set_of_file(path: Path) -> BackupSet | None:
     return next((one for one in sets(path.absolute().parent) if one.id == match["id"]), None)
 
 
+def new_id(backup_dir: Path) -> str:
+    """The ID of a set that begins now. Where a set began in this second, it waits for the next."""
+    deadline = time.monotonic() + 2
+    while _taken(backup_dir, found := clock.set_id(clock.now())) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
+
+
+def _taken(backup_dir: Path, name: str) -> bool:
+    return (backup_dir / STAGING / name).exists() or any(backup_dir.glob(f"*_{name}.*"))
+
+
 class Staging:
     """Work in progress under `.staging/<name>/`: a set in the making (its name is the ID), or a restore."""
 
@@ -210,7 +223,7 @@ class Staging:
         self.backup_dir = backup_dir
         self.id = name
         self.path = backup_dir / STAGING / name
-        if self.path.exists() or any(backup_dir.glob(f"*_{name}.*")):
+        if _taken(backup_dir, name):
             raise UsageError(f"there is a set {name} in {backup_dir} already: wait a second and run again")
         guarded(lambda: _make_private(self.path), f"making {self.path}")
         guarded(lambda: journal.sync_directory(self.path.parent), f"making {self.path}")

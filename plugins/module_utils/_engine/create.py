@@ -82,7 +82,7 @@ def _create_locked(settings: Settings, collecting: Collecting, run: watch.Run) -
             clear_the_way(directory, settings, collecting)
             ready = check_ready(directory, settings, collecting)
             run.facts["needed"] = ready.needed
-            set_id = run.name = clock.set_id(clock.now())
+            set_id = run.name = backup_set.new_id(directory)
             hooks.run(settings, "before", collecting, {"verb": "create", "backup_dir": directory, "id": set_id})
             created = _create(directory, set_id, settings, collecting, ready)
         except BaseException as error:
