@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -509,6 +510,30 @@ def test_the_snapshots_of_several_shards_and_nodes_are_read_whole(tmp_path: Path
     for line in reversed(lines):
         again.add(line["id"], line["payload"], line["vector"])
     assert (total.points, total.hex()) == (again.points, again.hex())
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_two_processes_read_a_large_snapshot_and_each_point_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    snapshot = Path(__file__).parents[1] / "support" / "qdrant_contract" / "spread-node1.snapshot"
+
+    def read(folder: Path) -> tuple[int, dict[str, dict[str, Any]]]:
+        points.repack([snapshot.read_bytes()], folder, "it")
+        reading = points.Reading(folder)
+        try:
+            return len(reading._children), reading.result()
+        finally:
+            reading.close()
+            assert not folder.exists()
+
+    alone, found = read(tmp_path / "alone")
+    assert alone == 1 and sum(shard["points"] for shard in found.values()) > 50
+    monkeypatch.setattr(points, "_MUCH", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *names: (_ for _ in ()).throw(OSError("no links here")))
+    assert read(tmp_path / "together") == (2 if links else 1, found)
 
 
 def test_a_collection_of_several_shards(case: Case) -> None:

@@ -34,6 +34,7 @@ _START = (
     "importlib.import_module(task['module']).child(task)"
 )
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str).encode  # in ASCII
+_MUCH = 16 * 1024 * 1024  # bytes of shards that are worth a second process
 _BATCH_NUMBERS = 100_000  # floats of a scroll's page: Python takes 32 bytes for each
 
 
@@ -142,45 +143,82 @@ def _copy(tar: Tar, member: Member, name: str, out: BinaryIO) -> None:
 
 
 class Reading:
-    """A child process that reads the repacked shards in `folder` and removes them. Use from one thread, and `close`."""
+    """Child processes that read the repacked shards in `folder` and remove them. Use from one thread, and `close`."""
 
     def __init__(self, folder: Path, *, lines: Path | None = None, skip: Iterable[str] = ()):
         """Digests the points of each shard; with `lines` also writes each point to that file as a line of JSON.
 
         `skip` names shards that were read already (replicas on other nodes).
         """
+        self._folder = folder
+        self._children: list[Child] = []
+        folders = [folder] if lines else _reading_rooms(folder)
+        try:
+            for number, room in enumerate(folders):
+                self._start(room, lines, list(skip), [len(folders), number])
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, room: Path, lines: Path | None, skip: list[str], part: list[int]) -> None:
         task = {
             "path": [str(Path(entry).absolute()) if entry == "" else entry for entry in sys.path],
             "module": __name__,
-            "folder": str(folder),
+            "folder": str(room),
             "lines": str(lines) if lines else None,
-            "skip": list(skip),
+            "skip": skip,
+            "slice": part,
         }
-        self._folder = folder
-        self._child = Child([sys.executable, "-c", _START], stdin=subprocess.PIPE, cwd=folder)
+        child = Child([sys.executable, "-c", _START], stdin=subprocess.PIPE, cwd=room)
+        self._children.append(child)
         with contextlib.suppress(OSError):  # it has ended already: result() tells why
-            self._child.stdin.write(json.dumps(task).encode() + b"\n")
-            self._child.stdin.close()
+            child.stdin.write(json.dumps(task).encode() + b"\n")
+            child.stdin.close()
 
     def result(self) -> dict[str, dict[str, Any]]:
         """Waits; shard → {"points": number, "digest": hex}. Raises BackupError where qdrant-edge cannot read it."""
-        said = self._child.stdout.read()
-        try:
-            self._child.wait()
-            answer = json.loads(said.splitlines()[-1])
-        except (ToolError, ValueError, IndexError) as error:
-            why = self._child.stderr or error
-            raise BackupError(f"the process that opens snapshots with qdrant-edge ended early: {one_line(why, 200)}") from None
-        if "error" in answer:
-            raise BackupError(f"qdrant-edge cannot open the snapshot: {one_line(answer['error'], 300)}")
-        shards: dict[str, dict[str, Any]] = answer["shards"]
-        return shards
+        shards: dict[str, Digest] = {}
+        for child in self._children:
+            for shard, facts in _answer(child).items():
+                shards.setdefault(shard, Digest()).join(facts["points"], facts["digest"])
+        return {shard: {"points": digest.points, "digest": digest.hex()} for shard, digest in shards.items()}
 
     def close(self) -> None:
-        """End the child where it still runs, and remove what it worked on."""
-        if self._child.process.returncode is None:
-            self._child.kill()
+        """End the children where they still run, and remove what they worked on."""
+        for child in self._children:
+            if child.process.returncode is None:
+                child.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _reading_rooms(folder: Path) -> list[Path]:
+    """A folder with the shards' tars for each reader: two where there is much to read, more processors and hard links."""
+    archives = list(folder.glob("*.tar"))
+    if (os.cpu_count() or 1) < 2 or sum(archive.stat().st_size for archive in archives) < _MUCH:
+        return [folder]
+    other = folder / "other"
+    try:
+        other.mkdir(mode=0o700)
+        for archive in archives:
+            os.link(archive, other / archive.name)
+    except OSError:  # a file system without links: one reader does it all
+        shutil.rmtree(other, ignore_errors=True)
+        return [folder]
+    return [folder, other]
+
+
+def _answer(child: Child) -> dict[str, Any]:
+    said = child.stdout.read()
+    try:
+        child.wait()
+        answer = json.loads(said.splitlines()[-1])
+    except (ToolError, ValueError, IndexError) as error:
+        why = child.stderr or error
+        raise BackupError(f"the process that opens snapshots with qdrant-edge ended early: {one_line(why, 200)}") from None
+    if "error" in answer:
+        raise BackupError(f"qdrant-edge cannot open the snapshot: {one_line(answer['error'], 300)}")
+    shards: dict[str, Any] = answer["shards"]
+    return shards
 
 
 def child(task: dict[str, Any]) -> None:
@@ -201,7 +239,7 @@ def _read_shards(task: dict[str, Any]) -> dict[str, dict[str, Any]]:
             if archive.stem in task["skip"]:
                 continue
             digest = Digest()
-            for record in _records(archive):
+            for record in _records(archive, task["slice"]):
                 digest.add(record.id, record.payload, record.vector)
                 if lines:
                     lines.write(json.dumps(_as_json(record), ensure_ascii=False) + "\n")
@@ -209,19 +247,22 @@ def _read_shards(task: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _records(archive: Path) -> Iterator[Any]:
-    import qdrant_edge as edge
+def _records(archive: Path, part: list[int]) -> Iterator[Any]:
+    """The points of a shard, or those of one of `part[0]` slices, which share them out by a hash of their IDs."""
+    import qdrant_edge
 
+    edge: Any = qdrant_edge  # its stubs do not know SliceCondition
     unpacked = archive.with_suffix("")
     edge.EdgeShard.unpack_snapshot(str(archive), str(unpacked))
     archive.unlink()
     shard = edge.EdgeShard.load(str(unpacked))
     offset, limit = None, 10
+    chosen = edge.Filter(must=[edge.SliceCondition(*part)]) if part[0] > 1 else None
     while True:
-        request = edge.ScrollRequest(offset=offset, limit=limit, with_payload=True, with_vector=True)
+        request = edge.ScrollRequest(offset=offset, limit=limit, filter=chosen, with_payload=True, with_vector=True)
         records, offset = shard.scroll(request)
         yield from records
-        if offset is None:
+        if offset is None or not records:
             break
         limit = page_size(_numbers(records[-1].vector))
     shard.close()

@@ -72,7 +72,7 @@ def _buffering() -> str | None:
     if stdbuf is None:
         return None
     # pylint: disable-next=ansible-bad-function  # run_command is a module's, and the engine knows no Ansible
-    tried = subprocess.run([stdbuf, "-o64K", "true"], capture_output=True, check=False, env=_environment(None))
+    tried = subprocess.run([stdbuf, "-o256K", "true"], capture_output=True, check=False, env=_environment(None))
     return stdbuf if tried.returncode == 0 and not tried.stderr else None
 
 
@@ -103,8 +103,8 @@ class Child:
     ):
         """Start `argv`. `user` is (uid, gid) to run as, where we are root. Raises BackupError when it cannot be started.
 
-        `buffered`: the program writes much by C's stdio, which gives a pipe 4 KiB at a time. With 64 KiB (stdbuf(1)) it
-        calls the kernel a sixteenth as often: measured, half of the processor time that pg_dump takes.
+        `buffered`: the program writes much by C's stdio, which gives a pipe 4 KiB at a time. With 256 KiB (stdbuf(1)) it
+        calls the kernel one time in 64: measured, half of the processor time that pg_dump takes.
         """
         if _stopping.is_set():
             raise Cancelled("the run is being stopped")
@@ -114,7 +114,7 @@ class Child:
         try:
             # pylint: disable-next=ansible-bad-function  # run_command is a module's, and the engine knows no Ansible
             self.process: subprocess.Popen[bytes] = subprocess.Popen(
-                [*_leash(), *((stdbuf, "-o64K") if stdbuf else ()), *argv],
+                [*_leash(), *((stdbuf, "-o256K") if stdbuf else ()), *argv],
                 env=_environment(env),
                 stdin=stdin,
                 stdout=stdout,

@@ -376,14 +376,16 @@ class _Run:
             restoration = self.components[name].restoration(self.sources[name], self.request.options)
             self.restorations[name] = restoration
             restoration.prepare()
-            return restoration.check()
+            found = restoration.check()
+            if not found.differences:
+                compared = f", {found.compared} things compared and equal" if found.compared else ""
+                self.reporter.step(f"{name}: prepared{compared}")
+            return found
 
         checks = crew.each(lambda name: self._timed(name, lambda: prepare(name)))
         differences = [f"{name}: {text}" for name, one in checks.items() for text in one.differences]
         if differences:
             raise VerificationError(f"what was prepared is not what was backed up: {'; '.join(differences[:10])}")
-        for name, one in checks.items():
-            self.reporter.step(f"{name}: prepared" + (f", {one.compared} things compared and equal" if one.compared else ""))
 
     def _switch(self, crew: Crew) -> None:
         with fence.closed(self.settings, self.reporter, {"verb": "restore", "what": self.name}):

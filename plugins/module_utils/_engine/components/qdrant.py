@@ -1163,13 +1163,17 @@ class QdrantCut(Cut):
         return error
 
     def dump(self, out: Writer) -> None:
-        """Fetch every snapshot into the tar, delete the server's copy, and write the inventory last."""
-        for collection in self.collections:
-            for made in collection.snapshots:
-                try:
-                    self._fetch(collection, made, out)
-                except Answered as error:
-                    raise self._explained(error, collection.name) from error
+        """Fetch every snapshot into the tar, delete the server's copy, and write the inventory last.
+
+        The last copy is left to `close`: while the server deletes its gigabytes, the end of the file is read back.
+        """
+        waiting = [(collection, made) for collection in self.collections for made in collection.snapshots]
+        for collection, made in waiting:
+            try:
+                self._fetch(collection, made, out)
+            except Answered as error:
+                raise self._explained(error, collection.name) from error
+            if made is not waiting[-1][1]:
                 self._delete(made)
         self._readings.finish()
         self._look_again()
@@ -1272,7 +1276,10 @@ class QdrantCut(Cut):
         for collection in self.collections:
             for made in collection.snapshots:
                 if not made.gone:
+                    self._delete(made)
+                if not made.gone:
                     self.component.drop(made.node, made.collection, made.name)
+                    made.gone = True
         close_all(self.nodes)
 
 
