@@ -27,7 +27,7 @@ import yaml
 from tests.support import command, compare
 from tests.support.awx_standin import Awx
 from tests.support.collection import BIN, ansible_environment, build, install, tool
-from tests.support.listeners import Recorder, recorder
+from tests.support.listeners import Recorder
 from tests.support.servers import CHECKOUT, Stores
 
 EXTENSION = CHECKOUT / "extensions" / "awx"
@@ -69,13 +69,6 @@ def awx() -> Iterator[tuple[Awx, str]]:
     finally:
         server.should_exit = True
         thread.join()
-
-
-@pytest.fixture
-def web() -> Iterator[Recorder]:
-    """A web server that keeps what it is sent."""
-    with recorder() as server:
-        yield server
 
 
 def apply(directory: Path, collections: Path, address: str, **variables: object) -> dict[str, int]:
@@ -153,7 +146,7 @@ class Runner:
         self.inventory = directory / "project" / "inventory"
         settings = directory / "config.yml"
         settings.touch(mode=0o600)
-        settings.write_text(yaml.safe_dump(configuration(stores)))
+        settings.write_text(yaml.safe_dump({**stores.configuration(passwords=False), "health_url": ""}))
         # The host knows no secret: neither from its file nor from the environment that the controller's process has.
         python = directory / "python"
         unset = " ".join(f"-u {name}" for name in SECRETS)
@@ -207,20 +200,6 @@ def test_the_alarm_is_told_by_a_host_that_answers(stores: Stores, collections: P
     assert "a-dead-one: " in told and "agentmem1: " in told, runner.printed
     assert code in (0, 4), runner.printed  # 4: a host could not be reached
     assert "topsecret" not in json.dumps(events) + runner.printed
-
-
-def configuration(stores: Stores) -> dict[str, object]:
-    """What stands in the host's configuration file: no password."""
-    postgres, redis, qdrant = stores.postgres, stores.redis, stores.qdrant
-    return {
-        "backup_dir": str(stores.backup_dir),
-        "log_dir": str(stores.log_dir),
-        "postgresql": {"host": postgres.host, "port": postgres.port, "database": postgres.dbname, "user": postgres.app_user},
-        "redis": {"host": redis.host, "port": redis.port, "data_dir": str(redis.dir)},
-        "qdrant": {"url": qdrant.url},
-        "config": {"directory": str(stores.config_dir)},
-        "health_url": "",
-    }
 
 
 @pytest.fixture(scope="module")

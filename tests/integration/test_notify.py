@@ -12,7 +12,6 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import pytest
 from agentmem_backup import runs, settings
 
 from tests.support.command import BIN
-from tests.support.listeners import Mailbox, Recorder, certificate, free_port, mail_server, recorder, silence
+from tests.support.listeners import Mailbox, Recorder, certificate, free_port, mail_server, silence
 
 HOST = socket.gethostname()
 SECRET = "a secret/of the 'mail' $erver"
@@ -90,18 +89,6 @@ class Host:
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
-
-
-@pytest.fixture
-def box() -> Iterator[Mailbox]:
-    with mail_server() as mailbox:
-        yield mailbox
-
-
-@pytest.fixture
-def web() -> Iterator[Recorder]:
-    with recorder() as server:
-        yield server
 
 
 def mail(box: Mailbox, **more: str) -> list[str]:

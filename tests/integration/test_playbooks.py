@@ -32,7 +32,7 @@ def run(stores: Stores, collections: Path, tmp_path: Path) -> Run:
     """Run a playbook of the collection; what the host's own configuration file says is all that it is told of the stores."""
     settings = tmp_path / "config.yml"
     settings.touch(mode=0o600)
-    settings.write_text(yaml.safe_dump(configuration(stores)))
+    settings.write_text(yaml.safe_dump(stores.configuration()))
     options = {"settings_file": str(settings), "interpreter": "/there/is/none"}
 
     def run(name: str, *arguments: str, **variables: object) -> Played:
@@ -40,25 +40,6 @@ def run(stores: Stores, collections: Path, tmp_path: Path) -> Run:
         return play(f"agentmem.backup.{name}", tmp_path, collections, "-e", told, *arguments)
 
     return run
-
-
-def configuration(stores: Stores) -> dict[str, object]:
-    """What stands in /etc/agentmem-backup/config.yml of a host with these stores."""
-    postgres, redis, qdrant = stores.postgres, stores.redis, stores.qdrant
-    return {
-        "backup_dir": str(stores.backup_dir),
-        "log_dir": str(stores.log_dir),
-        "postgresql": {
-            "host": postgres.host,
-            "port": postgres.port,
-            "database": postgres.dbname,
-            "user": postgres.app_user,
-            "password": postgres.app_password,
-        },
-        "redis": {"host": redis.host, "port": redis.port, "password": redis.password, "data_dir": str(redis.dir)},
-        "qdrant": {"url": qdrant.url, "api_key": qdrant.api_key or ""},
-        "config": {"directory": str(stores.config_dir)},
-    }
 
 
 def good(played: Played) -> dict[str, object]:

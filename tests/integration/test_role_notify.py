@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from agentmem_backup import settings
 
 from tests.integration.test_notify import HOST, SECRET, TO, Host, mail
 from tests.support.collection import BIN, Played, play
-from tests.support.listeners import Mailbox, Recorder, certificate, free_port, mail_server, recorder
+from tests.support.listeners import Mailbox, Recorder, certificate, free_port, mail_server
 from tests.support.servers import CHECKOUT
 
 # The sample of the scenarios shows the role on a real host; what else it must do is tried by script/test --all.
@@ -86,18 +85,6 @@ class Target:
 @pytest.fixture
 def target(tmp_path: Path) -> Target:
     return Target(tmp_path)
-
-
-@pytest.fixture
-def box() -> Iterator[Mailbox]:
-    with mail_server() as mailbox:
-        yield mailbox
-
-
-@pytest.fixture
-def web() -> Iterator[Recorder]:
-    with recorder() as server:
-        yield server
 
 
 def test_the_specs_are_the_defaults() -> None:

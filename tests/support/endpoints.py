@@ -4,6 +4,7 @@
 """Throwaway places to copy sets to, on loopback: S3 (moto), Google Cloud Storage (fake-gcs-server), Azure Blob (azurite), ssh.
 
 Each gives the settings of a target that reaches it, and looks at what lies there by another way than the product does.
+Beside them, as fixtures, the servers of listeners.py, which are told something.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.listeners import Mailbox, Recorder, mail_server, recorder
 from tests.support.servers import CHECKOUT, LOOPBACK, Server, ServerError
 
 BUCKET = "agentmem-backups"
@@ -401,4 +403,18 @@ def azure() -> Iterator[Azure]:
 @pytest.fixture
 def sshd() -> Iterator[Sshd]:
     with Sshd() as server:
+        yield server
+
+
+@pytest.fixture
+def box() -> Iterator[Mailbox]:
+    """An SMTP server that takes all mail."""
+    with mail_server() as mailbox:
+        yield mailbox
+
+
+@pytest.fixture
+def web() -> Iterator[Recorder]:
+    """A web server that keeps what it is sent."""
+    with recorder() as server:
         yield server

@@ -819,6 +819,23 @@ class Stores:
         }
         return {name: value for name, value in values.items() if value}
 
+    def configuration(self, *, passwords: bool = True) -> dict[str, Any]:
+        """What stands in /etc/agentmem-backup/config.yml of a host with these stores."""
+        postgres, redis, qdrant = self.postgres, self.redis, self.qdrant
+        found: dict[str, Any] = {
+            "backup_dir": str(self.backup_dir),
+            "log_dir": str(self.log_dir),
+            "postgresql": {"host": postgres.host, "port": postgres.port, "database": postgres.dbname, "user": postgres.app_user},
+            "redis": {"host": redis.host, "port": redis.port, "data_dir": str(redis.dir)},
+            "qdrant": {"url": qdrant.url},
+            "config": {"directory": str(self.config_dir)},
+        }
+        if passwords:
+            found["postgresql"]["password"] = postgres.app_password
+            found["redis"]["password"] = redis.password
+            found["qdrant"]["api_key"] = qdrant.api_key or ""
+        return found
+
     def destroy(self) -> None:
         """Lose everything: the database, Redis's keys and functions, every collection, every configuration file."""
         self.postgres.empty_database()
