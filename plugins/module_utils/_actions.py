@@ -247,7 +247,7 @@ def sync(task):
 
 
 def _push(task):
-    from ._engine import sync as engine
+    from ._engine import sync_push as engine
 
     named = task.params["targets"] or []
     pushed = engine.plan(task.settings, task.log, named) if task.check_mode else engine.push(task.settings, task.begin(), named)
@@ -262,7 +262,7 @@ def _push(task):
 
 
 def _pull(task):
-    from ._engine import sync as engine
+    from ._engine import sync_pull as engine
 
     params, settings = task.params, task.settings
     named, host, which = params["targets"] or [], params["host"] or "", params["id"]
@@ -278,7 +278,7 @@ def _pull(task):
 
 
 def _check_copies(task):
-    from ._engine import sync as engine
+    from ._engine import sync_check as engine
 
     params = task.params
     checked = engine.check(

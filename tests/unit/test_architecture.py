@@ -27,9 +27,11 @@ VERBS = {
     "report",
     "fleet",
     "page",
-    "sync",
+    "sync_check",
+    "sync_pull",
+    "sync_push",
 }
-BESIDE_VERBS = {"preflight", "post_checks", "fence", "registry", "freshness", "metrics", "watch"}
+BESIDE_VERBS = {"copies", "fence", "freshness", "metrics", "post_checks", "preflight", "registry", "sync_keep", "watch"}
 """What verbs share and what must know all stores."""
 GROUND = {
     "__init__", "audit", "backup_set", "channels", "clock", "crew", "errors", "history", "hooks", "journal", "libraries", "lock",

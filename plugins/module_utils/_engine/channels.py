@@ -124,26 +124,30 @@ def _send_mail(settings: Settings, message: Message) -> None:
         with _connected(settings) as client:
             _log_in(client, notify.smtp_user, notify.smtp_password)
             refused = client.send_message(mail, to_addrs=recipients)
-    except smtplib.SMTPAuthenticationError as error:
-        raise BackupError(
-            f"{server} refuses the login (notify.smtp_user): {_answer(error.smtp_code, error.smtp_error)}"
-        ) from None
-    except smtplib.SMTPRecipientsRefused as error:
-        raise BackupError(f"{server} takes no mail for {_refusals(error.recipients)}") from None
-    except smtplib.SMTPSenderRefused as error:
-        raise BackupError(
-            f"{server} takes no mail from {error.sender} (notify.smtp_from): {_answer(error.smtp_code, error.smtp_error)}"
-        ) from None
-    except smtplib.SMTPResponseException as error:
-        raise BackupError(f"{server} answers {_answer(error.smtp_code, error.smtp_error)}") from None
-    except smtplib.SMTPNotSupportedError as error:
-        raise BackupError(f"{server}: {one_line(error, 200)} (look at notify.smtp_tls and notify.smtp_user)") from None
     except (smtplib.SMTPException, OSError) as error:
-        raise BackupError(f"{server}: {_trouble(error)}") from None
+        raise BackupError(_mail_trouble(server, error)) from None
     except ValueError as error:
         raise BackupError(f"notify_email or notify.smtp_from is no address: {one_line(error, 200)}") from None
     if refused:
         raise BackupError(f"{server} takes no mail for {_refusals(refused)}")
+
+
+def _mail_trouble(server: str, error: smtplib.SMTPException | OSError) -> str:
+    """The sentence that says why the server has not taken the mail."""
+    import smtplib
+
+    if isinstance(error, smtplib.SMTPRecipientsRefused):
+        return f"{server} takes no mail for {_refusals(error.recipients)}"
+    if isinstance(error, smtplib.SMTPNotSupportedError):
+        return f"{server}: {one_line(error, 200)} (look at notify.smtp_tls and notify.smtp_user)"
+    if not isinstance(error, smtplib.SMTPResponseException):
+        return f"{server}: {_trouble(error)}"
+    answer = _answer(error.smtp_code, error.smtp_error)
+    if isinstance(error, smtplib.SMTPAuthenticationError):
+        return f"{server} refuses the login (notify.smtp_user): {answer}"
+    if isinstance(error, smtplib.SMTPSenderRefused):
+        return f"{server} takes no mail from {error.sender} (notify.smtp_from): {answer}"
+    return f"{server} answers {answer}"
 
 
 def _mail(settings: Settings, message: Message) -> Any:

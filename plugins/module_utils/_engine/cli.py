@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .console import Console
     from .restore import Plan, Request
     from .settings import Settings
-    from .sync import Checked
+    from .sync_check import Checked
 
 COMPONENTS = ("postgresql", "redis", "qdrant", "config")
 QUESTION = "⚠️  This will overwrite existing data. Continue? (yes/no): "
@@ -517,12 +517,12 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _sync_push(arguments: argparse.Namespace) -> int:
-    from . import sync
+    from . import sync_push
     from .manifest import human_size
 
     settings = _settings(arguments)
     with _console(settings, arguments, log=not arguments.dry_run) as console, _explained(console, arguments):
-        pushed = (sync.plan if arguments.dry_run else sync.push)(settings, console, arguments.target)
+        pushed = (sync_push.plan if arguments.dry_run else sync_push.push)(settings, console, arguments.target)
         if arguments.json:
             _print_json(pushed.as_dict())
         for one in pushed.outcomes:
@@ -540,22 +540,22 @@ def _sync_push(arguments: argparse.Namespace) -> int:
 
 
 def _sync_pull(arguments: argparse.Namespace) -> int:
-    from . import sync
+    from . import sync_pull
 
     settings = _settings(arguments)
     with _console(settings, arguments) as console, _explained(console, arguments):
-        pulled = sync.pull(settings, console, arguments.id, arguments.target, host=arguments.host)
+        pulled = sync_pull.pull(settings, console, arguments.id, arguments.target, host=arguments.host)
         if arguments.json:
             _print_json(pulled.as_dict())
     return 0
 
 
 def _sync_check(arguments: argparse.Namespace) -> int:
-    from . import sync
+    from . import sync_check
 
     settings = _settings(arguments)
     with _console(settings, arguments, log=False) as console, _explained(console, arguments):
-        checked = sync.check(settings, console, arguments.target, host=arguments.host, read_back=arguments.read_back)
+        checked = sync_check.check(settings, console, arguments.target, host=arguments.host, read_back=arguments.read_back)
         if arguments.json:
             _print_json(checked.as_dict())
         else:

@@ -43,12 +43,17 @@ _COMMON = {
     "keep": Field("how many sets stay there; 0: nothing is ever removed", "number", 0),
     "bandwidth_limit": Field("bytes a second at most, such as 10M; empty: that of offsite", "rate"),
 }
-_BUCKET = {
-    "prefix": Field("folder in it, under which every host has its own"),
-}
+_PREFIX = {"prefix": Field("folder in it, under which every host has its own")}
+_BUCKET = {"bucket": Field("bucket, which must exist", required=True), **_PREFIX}
+_STORAGE_CLASS = {"storage_class": Field("storage class of what is sent")}
+
+
+def _locked(why: str) -> dict[str, Field]:
+    return {"object_lock": Field(f"{why}: nothing there is ever replaced or removed", "flag", False)}
+
+
 KINDS: dict[str, dict[str, Field]] = {
     "s3": {
-        "bucket": Field("bucket, which must exist", required=True),
         **_BUCKET,
         "region": Field("its region"),
         "endpoint": Field("address of a store other than Amazon's"),
@@ -56,28 +61,27 @@ KINDS: dict[str, dict[str, Field]] = {
         "access_key_id": Field("access key; empty: AWS_… variables or the machine's own role", secret=True),
         "secret_access_key": Field("the key's secret", secret=True),
         "session_token": Field("its session's token", secret=True),
-        "storage_class": Field("storage class of what is sent"),
-        "object_lock": Field("the bucket locks what is in it: nothing there is ever replaced or removed", "flag", False),
+        **_STORAGE_CLASS,
+        **_locked("the bucket locks what is in it"),
         **_COMMON,
     },
     "gcs": {
-        "bucket": Field("bucket, which must exist", required=True),
         **_BUCKET,
         "service_account_file": Field("file with the service account's key, for the backup user alone", "file"),
         "service_account": Field("that key itself, as JSON", secret=True),
         "endpoint": Field("address of a store other than Google's"),
-        "storage_class": Field("storage class of what is sent"),
-        "object_lock": Field("the bucket has a retention policy: nothing there is ever replaced or removed", "flag", False),
+        **_STORAGE_CLASS,
+        **_locked("the bucket has a retention policy"),
         **_COMMON,
     },
     "azure": {
         "container": Field("container, which must exist", required=True),
-        **_BUCKET,
+        **_PREFIX,
         "account": Field("storage account"),
         "key": Field("the account's key", secret=True),
         "sas_url": Field("address with a shared access signature, instead of account and key", secret=True),
         "endpoint": Field("domain of another cloud than the public one, such as blob.core.usgovcloudapi.net"),
-        "object_lock": Field("the container is immutable: nothing there is ever replaced or removed", "flag", False),
+        **_locked("the container is immutable"),
         **_COMMON,
     },
     "rsync": {
@@ -87,7 +91,7 @@ KINDS: dict[str, dict[str, Field]] = {
         "path": Field("directory there, under which every host has its own; empty: where the account is let in"),
         "key_file": Field("private key, for the backup user alone", "file", required=True),
         "known_hosts_file": Field("file with the receiving host's key; no other is accepted", "file", required=True),
-        "object_lock": Field("the receiving side forbids it: nothing there is ever replaced or removed", "flag", False),
+        **_locked("the receiving side forbids it"),
         **_COMMON,
     },
 }
@@ -241,27 +245,28 @@ _KINDS_OF_VALUE: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
-def _folder(target: Target, where: str, key: str) -> None:
-    parts = [part for part in str(target[key]).split("/") if part]
+def _demand_parts(target: Target, where: str, key: str, *, folders: bool = False) -> None:
+    """Raise UsageError unless a field is a name that a path may hold, or, with `folders`, such names between slashes."""
+    text = str(target[key])
+    parts = [part for part in text.split("/") if part] if folders else [text]
     if not all(_PART.fullmatch(part) for part in parts):
-        raise UsageError(f"{where}.{key} may hold letters, digits and . _ - between its slashes, not {target[key]!r}")
+        between = " between its slashes" if folders else ""
+        raise UsageError(f"{where}.{key} may hold letters, digits and . _ -{between}, not {one_line(text, 60)!r}")
 
 
-def _name_rule(target: Target, where: str, key: str) -> None:
-    if not _PART.fullmatch(target[key]):
-        raise UsageError(f"{where}.{key} may hold letters, digits and . _ -, not {one_line(target[key], 60)!r}")
+def _demand_bucket(target: Target, where: str, key: str = "bucket") -> None:
+    _demand_parts(target, where, key)
+    _demand_parts(target, where, "prefix", folders=True)
 
 
 def _s3(target: Target, where: str) -> None:
-    _name_rule(target, where, "bucket")
-    _folder(target, where, "prefix")
+    _demand_bucket(target, where)
     if bool(target["access_key_id"]) != bool(target["secret_access_key"]):
         raise UsageError(f"{where} has only one of access_key_id and secret_access_key: give both, or neither")
 
 
 def _gcs(target: Target, where: str) -> None:
-    _name_rule(target, where, "bucket")
-    _folder(target, where, "prefix")
+    _demand_bucket(target, where)
     if bool(target["service_account_file"]) == bool(target["service_account"]):
         raise UsageError(f"{where} needs the service account's key: give service_account_file or service_account, one of them")
     if target["service_account"]:
@@ -272,8 +277,7 @@ def _gcs(target: Target, where: str) -> None:
 
 
 def _azure(target: Target, where: str) -> None:
-    _name_rule(target, where, "container")
-    _folder(target, where, "prefix")
+    _demand_bucket(target, where, "container")
     if bool(target["sas_url"]) == bool(target["key"]):
         raise UsageError(f"{where} needs a secret: give account and key, or sas_url, not both")
     if target["key"] and not target["account"]:
@@ -289,7 +293,7 @@ def _rsync(target: Target, where: str) -> None:
     for key in ("host", "user"):
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*|[0-9a-fA-F:]+:[0-9a-fA-F:.]+", target[key]):
             raise UsageError(f"{where}.{key} is no name or address: {one_line(target[key], 60)!r}")
-    _folder(target, where, "path")
+    _demand_parts(target, where, "path", folders=True)
     if not 0 < target["port"] < 65536:
         raise UsageError(f"{where}.port must lie between 1 and 65535, not {target['port']}")
 
