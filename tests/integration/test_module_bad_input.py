@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from tests.faults.test_secrets import forms_of
-from tests.integration.test_modules import Controller, Task, task
 from tests.support import command, compare
-from tests.support.servers import CHECKOUT, Stores, awkward_password, throwaway_directory
+from tests.support.controller import Controller, Task, task
+from tests.support.servers import CHECKOUT, Stores, awkward_password
 
 ABSENT = "20010203_040506"
 NOBODY = "127.0.0.9"
@@ -126,12 +126,6 @@ def refuse_all(stores: Stores, controller: Controller, cases: list[tuple[Task, s
     assert tree(stores.backup_dir) == files
     assert compare.differences(before, compare.capture(stores)) == []
     return results
-
-
-@pytest.fixture
-def controller(stores: Stores) -> Any:
-    with throwaway_directory("agentmem-controller-") as directory:
-        yield Controller(directory)
 
 
 def test_wrong_types_contradictions_and_what_is_not_there(stores: Stores, controller: Controller) -> None:

@@ -120,8 +120,10 @@ def test_bytes_changed_there_with_size_and_metadata_kept_are_found_and_mended(
     said = fresh.bad("pull", set_id, "--host", "web-1", code=3)
     assert "does not verify and was not taken" in said and fresh.state() == {}
 
+    foretold = host.good("push", "--dry-run")["targets"]["away"]
+    assert (foretold["sent"], foretold["sent_bytes"]) == ([set_id], len(files[name]))
     mended = host.good("push")["targets"]["away"]
-    assert mended["read_back"] == [set_id]
+    assert mended["read_back"] == mended["sent"] == [set_id] and mended["sent_bytes"] == len(files[name])
     assert endpoint.files(below(endpoint, folder, "web-1")) == files
     assert host.good("check", "--read-back")["problems"] == []
 

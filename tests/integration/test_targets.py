@@ -15,14 +15,15 @@ import yaml
 
 from tests.support import compare
 from tests.support.collection import BIN, tool
+from tests.support.endpoints import Sshd
 from tests.support.servers import CHECKOUT, Stores
 
 TARGETS = CHECKOUT / "tests" / "integration" / "targets"
 MODULES = CHECKOUT / "plugins" / "modules"
 
 
-def where(stores: Stores) -> dict[str, dict[str, object]]:
-    """What integration_config.yml says: where the stores are."""
+def where(stores: Stores, sshd: Sshd) -> dict[str, dict[str, object]]:
+    """What integration_config.yml says: where the stores are, and another host that takes sets."""
     postgres, redis, qdrant = stores.postgres, stores.redis, stores.qdrant
     return {
         "postgresql": {
@@ -34,25 +35,26 @@ def where(stores: Stores) -> dict[str, dict[str, object]]:
         },
         "redis": {"host": redis.host, "port": redis.port, "password": redis.password},
         "qdrant": {"url": qdrant.url, "api_key": qdrant.api_key or ""},
+        "offsite": {"directory": str(sshd.root), "target": sshd.target()},
     }
 
 
-def run_targets(stores: Stores, directory: Path) -> str:
+def run_targets(stores: Stores, sshd: Sshd, directory: Path) -> str:
     """Run all targets in one call, in a copy of the checkout; returns what ansible-test printed. Each must pass."""
     settings = directory / "integration_config.yml"
     settings.touch(mode=0o600)
-    settings.write_text(yaml.safe_dump(where(stores), allow_unicode=True))
+    settings.write_text(yaml.safe_dump(where(stores, sshd), allow_unicode=True))
     version = ".".join(platform.python_version_tuple()[:2])
     script = f'cp "$1" tests/integration/ && exec ansible-test integration --color no --python {version}'
     environment = {**os.environ, "ANSIBLE_BIN": str(BIN)}
     in_collection = CHECKOUT / "script" / "in-collection"
-    return tool(in_collection, "bash", "-euc", script, "-", settings, cwd=directory, env=environment, timeout=580)
+    return tool(in_collection, "bash", "-euc", script, "-", settings, cwd=directory, env=environment, timeout=880)
 
 
-@pytest.mark.timeout(600)
-def test_every_target_passes_and_every_store_is_as_it_was(stores: Stores, tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+def test_every_target_passes_and_every_store_is_as_it_was(stores: Stores, sshd: Sshd, tmp_path: Path) -> None:
     before = compare.capture(stores)
-    printed = run_targets(stores, tmp_path)
+    printed = run_targets(stores, sshd, tmp_path)
     run = re.findall(r"^Running (\S+) integration test role$", printed, re.MULTILINE)
     assert sorted(run) == sorted(path.parent.name for path in TARGETS.glob("*/aliases") if "hidden" not in path.read_text())
     assert compare.differences(before, compare.capture(stores)) == []
@@ -64,8 +66,8 @@ def test_every_module_has_a_target() -> None:
     assert used == {path.stem for path in MODULES.glob("*.py")}
 
 
-def test_the_template_names_what_the_targets_need(stores: Stores) -> None:
+def test_the_template_names_what_the_targets_need(stores: Stores, sshd: Sshd) -> None:
     template = yaml.safe_load((CHECKOUT / "tests" / "integration" / "integration_config.yml.template").read_text())
     assert {name: list(values) for name, values in template.items()} == {
-        name: list(values) for name, values in where(stores).items()
+        name: list(values) for name, values in where(stores, sshd).items()
     }

@@ -156,7 +156,8 @@ def plan(settings: Settings, reporter: Reporter, names: Iterable[str] = ()) -> P
                 if rule.leaves_out(one, present, outcome.sent + outcome.read_back):
                     outcome.left_out.append(one.id)
                     continue
-                missing = {name: size for name, size in copies.sizes(one).items() if present.get(name) != size}
+                damaged = record.damaged(remote.where, one.id)
+                missing = {name: size for name, size in copies.sizes(one).items() if present.get(name) != size or name in damaged}
                 if missing:
                     outcome.sent.append(one.id)
                     outcome.sent_bytes += sum(missing.values())
@@ -288,25 +289,27 @@ class _Push:
             absent.append(json_name)
         data = [name for name in absent if name != json_name]
         self._replace(remote, [name for name in absent if name in present], one.id, "is not whole")
-        total = sum(files[name][0] for name in absent)
+        already = outcome.sent_bytes
         for name in data:
             remote.send(held.directory, [name])
             present[name] = files[name][0]
             outcome.sent_bytes += files[name][0]
             self.reporter.advance(outcome.target, outcome.sent_bytes, None)
-        self._read_back(remote, held, {name: files[name][1] for name in files if name != json_name}, fresh=data)
+        again = self._read_back(remote, held, {name: files[name][1] for name in files if name != json_name}, fresh=data)
         if json_name in absent:
             remote.send(held.directory, [json_name])
             present[json_name] = files[json_name][0]
-            outcome.sent_bytes += files[json_name][0]
-        self._read_back(remote, held, {json_name: files[json_name][1]}, fresh=absent)
+        again += self._read_back(remote, held, {json_name: files[json_name][1]}, fresh=absent)
+        sent = [*absent, *again]
+        outcome.sent_bytes = already + sum(files[name][0] for name in sent)
         self.record.read_back(remote.where, copies.manifest_of(one))
         outcome.read_back.append(one.id)
         outcome.whole.append(one.id)
-        if absent:
+        if sent:
             outcome.sent.append(one.id)
+            size = human_size(outcome.sent_bytes - already)
             self.reporter.step(
-                f"target {outcome.target}: set {one.id}: sent {len(absent)} files, {human_size(total)}, "
+                f"target {outcome.target}: set {one.id}: sent {len(sent)} files, {size}, "
                 f"in {time.monotonic() - begun:.1f} s, and read back"
             )
         else:
@@ -343,8 +346,8 @@ class _Push:
         finally:
             copies.clear(path.parent)
 
-    def _read_back(self, remote: Remote, held: BackupSet, digests: dict[str, str], fresh: list[str]) -> None:
-        """Have every byte read at the far end; what was damaged before this run is sent again, once."""
+    def _read_back(self, remote: Remote, held: BackupSet, digests: dict[str, str], fresh: list[str]) -> list[str]:
+        """Have every byte read at the far end; what was damaged before this run is sent again, once. Gives these files."""
         wrong = remote.differing(held.directory, digests)
         stale = [name for name in wrong if name not in fresh]
         if stale:
@@ -359,3 +362,4 @@ class _Push:
                 f"set {held.id} does not read back from {remote.where} as it was sent ({', '.join(wrong)}): "
                 "the store or the way to it is damaged; the copy does not count"
             )
+        return stale

@@ -67,6 +67,11 @@ class Record:
         known = entry.get("event") == READ_BACK and entry.get("digest") == one.digest()
         return str(entry.get("time", "")) if known else ""
 
+    def damaged(self, where: str, set_id: str) -> list[str]:
+        """The files of a set that were found damaged at a place when it was last looked at."""
+        entry = self.of(where, set_id)
+        return [str(name) for name in entry.get("files", [])] if entry.get("event") == DAMAGED else []
+
     def pulled_for(self, set_id: str) -> str:
         """Whose set was brought here from elsewhere, as a folder's name; empty where it was made here."""
         newest = [entry for (__, one), entry in self._newest.items() if one == set_id and entry.get("event") == PULLED]
