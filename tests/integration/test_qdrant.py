@@ -40,6 +40,7 @@ from agentmem_backup.progress import Collecting
 from agentmem_backup.settings import Settings
 
 from tests.support import data
+from tests.support.command import BIN
 from tests.support.compare import Facts, capture_qdrant, fact_differences
 from tests.support.fixtures import _turn
 from tests.support.servers import Qdrant, free_port, path_segment
@@ -649,24 +650,20 @@ def wait_for_a_new_second() -> None:
 
 
 def test_field_note_two_snapshots_within_one_second_have_one_name(filled: Case, proxy: Proxy) -> None:
-    """Somebody else's snapshot, made just before ours, is neither used nor deleted."""
-    others: list[str] = []
+    """Somebody else's snapshot, made just before ours, is neither used nor deleted nor overwritten: its second is let pass."""
+    others: list[dict[str, Any]] = []
 
     def other_first(method: str, path: str) -> None:
         if method == "GET" and path == "/collections/agents/snapshots" and not others:
             wait_for_a_new_second()
-            others.append(filled.ask("POST", "/collections/agents/snapshots")["name"])
+            others.append(filled.ask("POST", "/collections/agents/snapshots"))
 
     proxy.before = other_first
-    for __ in range(20):  # until ours was asked for in the same second
-        filled.steps.clear()
-        source = filled.dump()
-        assert filled.examine(source).faults == []
-        assert filled.snapshots() == others
-        if len([step for step in filled.steps if step["step"] == "qdrant_snapshot" and step["collection"] == "agents"]) > 1:
-            return
-        filled.ask("DELETE", f"/collections/agents/snapshots/{path_segment(others.pop())}")
-    pytest.fail("two snapshots never came within one second")
+    source = filled.dump()
+    assert filled.examine(source).faults == []
+    assert filled.ask("GET", "/collections/agents/snapshots") == others  # size, checksum and time, too
+    made = [step["name"] for step in filled.steps if step["step"] == "qdrant_snapshot_made"]
+    assert others[0]["name"] not in made and len(made) == 2
 
 
 def test_field_note_a_snapshot_overwritten_within_its_second_is_made_again(filled: Case, proxy: Proxy) -> None:
@@ -697,6 +694,67 @@ def test_field_note_a_snapshot_overwritten_within_its_second_is_made_again(fille
         assert made == [ours]
         filled.ask("DELETE", f"/collections/agents/snapshots/{path_segment(other)}")
     pytest.fail("two snapshots never came within one second")
+
+
+def test_a_snapshot_that_another_run_replaces_or_deletes_before_it_is_fetched_is_made_again(filled: Case, proxy: Proxy) -> None:
+    """Hosts that share a server: each deletes what bears its snapshot's name, and the next one finds nothing there."""
+    done: list[str] = []
+
+    def other(method: str, path: str) -> None:
+        if is_download(method, path) and not done:
+            done.append(path)
+            filled.ask("POST", "/collections/agents/points/delete?wait=true", {"points": [1]})
+            filled.ask("DELETE", path)
+
+    filled.ask("PUT", "/collections/agents/points?wait=true", {"points": [{"id": 1, "vector": {"text": [0.5] * 8}}]})
+    proxy.before = other
+    source = filled.dump(CONTENT)
+    assert filled.examine(source).faults == [] and done
+    assert source.entry is not None
+    told = source.entry["fingerprint"]["collections"]["agents"]
+    assert told["points"] == told["count_before"] == told["count_after"] == 39  # of the second snapshot
+    assert filled.snapshots() == []
+
+
+def test_what_another_run_has_put_in_the_place_of_ours_is_not_deleted(filled: Case) -> None:
+    (node,) = filled.component.connect()
+    for __ in range(20):  # until both came within one second
+        wait_for_a_new_second()
+        ours = filled.component.snapshot(node, "agents")
+        filled.ask("POST", "/collections/agents/points/delete?wait=true", {"points": [1]})
+        theirs = filled.ask("POST", "/collections/agents/snapshots")
+        if ours["name"] == theirs["name"]:
+            break
+        filled.ask("DELETE", f"/collections/agents/snapshots/{path_segment(theirs['name'])}")
+        filled.component.drop(node, "agents", ours)
+    else:
+        pytest.fail("two snapshots never came within one second")
+    with pytest.raises(store.Taken, match=r"bytes on .* which said|was replaced by another run's of the same second"):
+        filled.component.opened(node, "agents", ours)
+    filled.component.drop(node, "agents", ours)
+    step = {"step": "qdrant_snapshot_made", "url": node.url, "collection": "agents", **ours}
+    filled.component.clean_up(step)  # a run that was killed is no reason to delete it, either
+    assert filled.ask("GET", "/collections/agents/snapshots") == [theirs]
+    filled.component.clean_up({**step, **theirs})
+    assert filled.snapshots() == []
+
+
+def test_hosts_that_back_up_one_server_at_the_same_moment_all_succeed(filled: Case, tmp_path: Path) -> None:
+    """Three runs with backup directories of their own, begun together: their snapshots would have the same names."""
+    env = {**os.environ, "QDRANT_URL": filled.server.url, "QDRANT_API_KEY": filled.server.api_key or ""}
+    for __ in range(2):
+        running = []
+        for name in ("one", "two", "three"):
+            own = {"BACKUP_DIR": str(tmp_path / name), "LOG_DIR": str(tmp_path / name)}
+            words = [str(BIN / "agentmem-backup"), "create", "--component", "qdrant", "--config", os.devnull]
+            running.append(
+                subprocess.Popen(words, env={**env, **own}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            )
+        said = [one.communicate(timeout=200)[0] for one in running]
+        assert [one.returncode for one in running] == [0, 0, 0], "\n".join(said)
+    assert filled.snapshots() == []
+    assert len(list(tmp_path.glob("*/manifest_*.json"))) == 6
+    assert list(tmp_path.glob("*/.state/qdrant-owed.json")) == []
 
 
 # -- a network and a server that fail ---------------------------------------------------------------------------------

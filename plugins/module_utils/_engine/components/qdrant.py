@@ -25,6 +25,7 @@ import fnmatch
 import functools
 import hashlib
 import http.client
+import itertools
 import json
 import operator
 import os
@@ -34,7 +35,7 @@ import shutil
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -69,6 +70,7 @@ _MAKING, _MADE = "qdrant_snapshot", "qdrant_snapshot_made"
 _UPLOADING, _SENT, _UPLOADED = "qdrant_upload", "qdrant_sent", "qdrant_uploaded"
 _OWED = "qdrant-owed.json"  # in .state/: what may yet turn up on a server and must then be deleted
 _STAMP = re.compile(r"-(\d{4}-\d\d-\d\d-\d\d-\d\d-\d\d)\.snapshot$")  # the end of a snapshot's name: its start in UTC
+_MAKE_TRIES, _OPEN_TRIES, _LIST_TRIES = 8, 4, 10
 _SETTLE_S = 5.0  # how long a restored collection may go on optimizing before we stop waiting: it answers all the while
 _READY_S = 120.0
 _GRACE_S = 30.0  # within what systemd gives a unit to stop (90 s)
@@ -92,6 +94,10 @@ class Answered(BackupError):
     def __init__(self, message: str, status: int):
         super().__init__(message)
         self.status = status
+
+
+class Taken(BackupError):
+    """A snapshot of ours is no longer there, or another one lies under its name: somebody else backs up this server, too."""
 
 
 def patiently(action: Callable[[], Result], *, grace_s: float = 0, give_up: Callable[[], bool] = lambda: True) -> Result:
@@ -357,16 +363,41 @@ class Node:
         self.ask("POST", _path(collection) + "/cluster", {operation: facts}, what=f"placing the shards of {collection}")
 
     def snapshots(self, collection: str) -> list[dict[str, Any]]:
-        """The snapshots that this node lists for a collection."""
-        path = _path(collection) + "/snapshots"
-        found: list[dict[str, Any]] = self.ask("GET", path, what=f"listing the snapshots of {collection}")
-        return found
+        """The snapshots that this node lists for a collection.
+
+        A snapshot that somebody deletes meanwhile makes the server fail (measured with 1.18.3): it is asked again.
+        """
+        path, what = _path(collection) + "/snapshots", f"listing the snapshots of {collection}"
+        for left in reversed(range(_LIST_TRIES)):
+            try:
+                found: list[dict[str, Any]] = self.ask("GET", path, what=what)
+                return found
+            except Answered as error:
+                if error.status != 500 or "No such file" not in str(error) or not left:
+                    raise
+            time.sleep(0.1)
+        raise AssertionError
 
     def make_snapshot(self, collection: str) -> dict[str, Any]:
         """Make a snapshot: name, size, checksum (null where the server keeps them on S3)."""
         path, what = _path(collection) + "/snapshots", f"making a snapshot of {collection}"
         found: dict[str, Any] = patiently(lambda: self.ask("POST", path, what=what), grace_s=_GRACE_S)
         return found
+
+    def has_snapshot(self, collection: str, made: dict[str, Any]) -> bool:
+        """Whether the snapshot that is listed under this name is the one that was made, and not one that has replaced it."""
+        listed = {one["name"]: one for one in self.snapshots(collection)}.get(made["name"])
+        return listed is not None and (listed["size"], listed.get("checksum")) == (made["size"], made.get("checksum"))
+
+    def delete_own(self, collection: str, made: dict[str, Any]) -> bool:
+        """Delete a snapshot unless another run's has replaced it, which that one deletes; says whether ours was there."""
+        try:
+            ours = self.has_snapshot(collection, made)
+        except Answered as error:
+            if error.status != 404:  # the snapshots of a collection that was deleted cannot be listed
+                raise
+            ours = True
+        return ours and self.delete_snapshot(collection, made["name"])
 
     def delete_snapshot(self, collection: str, name: str) -> bool:
         """Delete a snapshot; says whether it was there."""
@@ -386,11 +417,12 @@ class Node:
             return email.utils.parsedate_to_datetime(answer.headers.get("date", "")).astimezone(clock.UTC)
         return clock.now()
 
-    def download(self, collection: str, name: str, size: int) -> Iterator[memoryview]:
+    def download(self, collection: str, name: str, size: int) -> Generator[memoryview, None, None]:
         """The bytes of a snapshot, which must be `size`, in pieces that hold until the next is asked for.
 
         By the standard library's client, straight into one buffer: through httpx each 64 KiB pass five layers of Python,
-        which took longer than hashing and storing them. Raises BackupError where they come short, compressed or longer.
+        which took longer than hashing and storing them. Raises Taken where the name has no such snapshot any more, and
+        BackupError where they come short or compressed.
         """
         import httpx
 
@@ -400,6 +432,8 @@ class Node:
             url = httpx.URL(self.url + _path(collection, "snapshots", name))
             connection.request("GET", url.raw_path.decode(), headers=self._plain_headers(url))
             answer = connection.getresponse()
+            if answer.status == 404:
+                raise Taken(f"the snapshot {name} is not on {self.shown} any more: another run, or a person, has deleted it")
             if answer.status != 200:
                 self._check(httpx.Response(answer.status, content=answer.read()), what)
             encoding, length = answer.headers.get("content-encoding", "identity"), answer.headers.get("content-length")
@@ -409,7 +443,7 @@ class Node:
                     "a proxy in between changes downloads; set QDRANT_URL to the server itself"
                 )
             if int(length) != size:
-                raise BackupError(f"the snapshot {name} has {length} bytes on {self.shown}, which said {size} when making it")
+                raise Taken(f"the snapshot {name} has {length} bytes on {self.shown}, which said {size} when making it")
             while count := answer.readinto(buffer):
                 if stopping():
                     raise Cancelled("the run is being stopped")
@@ -709,33 +743,61 @@ class QdrantComponent(Component):
     def snapshot(self, node: Node, collection: str) -> dict[str, Any]:
         """Make a snapshot that is in nobody's way; gives name, size, checksum. The journal names it before and after.
 
-        Names carry whole seconds: a second snapshot within one overwrites the first under its name (measured). One that
-        was there already is left alone, and ours is made again a second later.
+        Names carry whole seconds: a second snapshot within one overwrites the first under its name (measured), and hosts
+        that share a server know nothing of each other. So a second that has a name already is let pass, and where ours was
+        overwritten all the same, it is made again in another; chance sees to it that two hosts do not meet there.
         """
-        for __ in range(5):
-            known = sorted(str(one["name"]) for one in node.snapshots(collection))
-            step = {"url": node.url, "collection": collection, "known": known, "at": clock.iso(node.now())}
+        for __ in range(_MAKE_TRIES):
+            known, at = sorted(str(one["name"]) for one in node.snapshots(collection)), node.now()
+            if any(0 <= (stamp - at).total_seconds() <= 1 for name in known if (stamp := _stamp(name))):
+                time.sleep(0.3)
+                continue
+            step = {"url": node.url, "collection": collection, "known": known, "at": clock.iso(at)}
             self.note(_MAKING, **step)
             try:
                 made = node.make_snapshot(collection)
             except BackupError as error:
                 self._look_for_unnamed(node, {"step": _MAKING, **step}, error)
                 raise
-            name = str(made["name"])
-            if name not in known:
+            if str(made["name"]) not in known:
                 try:
-                    self.note(_MADE, url=node.url, collection=collection, name=name)
-                    listed = {one["name"]: one for one in node.snapshots(collection)}.get(name)
+                    self.note(_MADE, url=node.url, collection=collection, **_traits(made))
+                    if node.has_snapshot(collection, made):
+                        return made
                 except BackupError:  # the disk is full, the server gone: what nobody names must not stay
-                    self.drop(node, collection, name)
+                    self.drop(node, collection, made)
                     raise
-                if listed and (listed["size"], listed.get("checksum")) == (made["size"], made.get("checksum")):
-                    return made
-            time.sleep(1.1)  # until the next name
+            time.sleep(1.1 + secrets.randbelow(2000) / 1000)  # until a name that is free
         raise BackupError(
             f"other snapshots of {collection} are being made on {node.shown} again and again under the same name: "
             "find what makes them, or choose another time"
         )
+
+    def fresh(self, node: Node, collection: str) -> tuple[dict[str, Any], Iterator[memoryview]]:
+        """A new snapshot and its bytes; made again where another run has taken its name."""
+        for left in reversed(range(_OPEN_TRIES)):
+            made = self.snapshot(node, collection)
+            try:
+                return made, self.opened(node, collection, made)
+            except BaseException as error:
+                self.drop(node, collection, made)
+                if not isinstance(error, Taken) or not left:
+                    raise
+                self.reporter.warn(f"{error}; it is made again")
+        raise AssertionError
+
+    def opened(self, node: Node, collection: str, made: dict[str, Any]) -> Iterator[memoryview]:
+        """The bytes of a snapshot of ours. Raises Taken, before any is given, where it is not ours any more.
+
+        It is looked for once its bytes have begun to come: what was still there then is what comes, for a server that
+        replaces a file lets those who read the old one go on.
+        """
+        pieces = node.download(collection, str(made["name"]), int(made["size"]))
+        first = next(pieces, memoryview(b""))
+        if not node.has_snapshot(collection, made):
+            pieces.close()
+            raise Taken(f"the snapshot {made['name']} on {node.shown} was replaced by another run's of the same second")
+        return itertools.chain([first], pieces)
 
     def examine(self, source: Source, pieces: Iterator[bytes]) -> Examination:
         """Walk the tar and every snapshot in it to their trailers, and hold all against collections.json and the manifest."""
@@ -794,7 +856,7 @@ class QdrantComponent(Component):
         node = Node(str(step.get("url", "")), self.options)
         try:
             if step["step"] == _MADE:
-                node.delete_snapshot(step["collection"], step["name"])
+                _delete_named(node, step)
             elif step["step"] == _MAKING and not self._remove_unnamed(node, step):
                 self.owe(step)
             elif step["step"] == _SENT and step["name"] not in self._uploaded:
@@ -806,16 +868,17 @@ class QdrantComponent(Component):
 
     # What may yet turn up on a server
 
-    def drop(self, node: Node, collection: str, name: str) -> None:
+    def drop(self, node: Node, collection: str, made: dict[str, Any]) -> None:
         """Delete a snapshot of ours; where that fails now, the end of this run or a later one does it."""
         try:
-            node.delete_snapshot(collection, name)
+            node.delete_own(collection, made)
         except BackupError:
-            self.owe({"step": _MADE, "url": node.url, "collection": collection, "name": name})
+            self.owe({"step": _MADE, "url": node.url, "collection": collection, **_traits(made)})
 
     def owe(self, step: dict[str, Any]) -> None:
         """Remember a line of a journal whose snapshot or upload could not be deleted: it may not be there yet."""
-        kept: dict[str, Any] = {key: step[key] for key in ("step", "url", "collection", "name", "known", "at") if key in step}
+        facts = ("step", "url", "collection", "name", "size", "checksum", "known", "at")
+        kept: dict[str, Any] = {key: step[key] for key in facts if key in step}
         kept["since"] = clock.iso(clock.now())
         try:
             with _owing:
@@ -862,10 +925,7 @@ class QdrantComponent(Component):
         node = Node(str(step["url"]), self.options)
         age_s = (clock.now() - clock.from_iso(step["since"])).total_seconds()
         try:
-            if step["step"] == _MAKING:
-                gone = self._remove_unnamed(node, step)
-            else:
-                gone = node.delete_snapshot(step["collection"], step["name"])
+            gone = self._remove_unnamed(node, step) if step["step"] == _MAKING else _delete_named(node, step)
         except BackupError:
             return age_s > _OWED_S
         finally:
@@ -911,10 +971,9 @@ class QdrantComponent(Component):
             raise
         candidates = []
         for name in (str(one["name"]) for one in listed):
-            stamp = _STAMP.search(name)
-            if name in step["known"] or stamp is None:
+            made = _stamp(name)
+            if name in step["known"] or made is None:
                 continue
-            made = datetime.strptime(stamp.group(1), "%Y-%m-%d-%H-%M-%S").replace(tzinfo=clock.UTC)
             if timedelta(seconds=-1) <= made - asked <= timedelta(seconds=30):
                 candidates.append(name)
         if len(candidates) == 1:
@@ -1048,6 +1107,24 @@ def _parse_inventory(content: bytes, where: str) -> dict[str, Any]:
     return inventory
 
 
+def _stamp(name: str) -> datetime | None:
+    """The second that a snapshot's name tells, in which it was begun."""
+    found = _STAMP.search(name)
+    return datetime.strptime(found.group(1), "%Y-%m-%d-%H-%M-%S").replace(tzinfo=clock.UTC) if found else None
+
+
+def _traits(made: dict[str, Any]) -> dict[str, Any]:
+    """By what a snapshot is known again: two of one second have one name."""
+    return {"name": str(made["name"]), "size": made["size"], "checksum": made.get("checksum")}
+
+
+def _delete_named(node: Node, step: dict[str, Any]) -> bool:
+    """Delete the snapshot, or the uploaded file, that a line of a journal names; says whether it was there."""
+    if step["step"] == _MADE and "size" in step:  # lines of 0.1 do not say what they made
+        return node.delete_own(step["collection"], step)
+    return node.delete_snapshot(step["collection"], step["name"])
+
+
 # -- the cut ----------------------------------------------------------------------------------------------------------
 
 
@@ -1057,12 +1134,25 @@ class _Made:
 
     node: Node
     collection: str
-    name: str
-    size: int
-    checksum: str | None
+    traits: dict[str, Any]
+    """Its name, size and checksum, as the server told them."""
     shards: list[int] = field(default_factory=list)
     sha256: str = ""
     gone: bool = False
+
+    @property
+    def name(self) -> str:
+        return str(self.traits["name"])
+
+    @property
+    def size(self) -> int:
+        return int(self.traits["size"])
+
+    @property
+    def checksum(self) -> str | None:
+        """SHA-256; None where the server keeps its snapshots on S3."""
+        checksum = self.traits["checksum"]
+        return None if checksum is None else str(checksum)
 
     def record(self) -> dict[str, Any]:
         return {
@@ -1144,9 +1234,8 @@ class QdrantCut(Cut):
             collection.before = first.count(collection.name)
             for node in self.nodes:
                 made = self.component.snapshot(node, collection.name)
-                size, checksum = int(made["size"]), made.get("checksum")
                 shards = node.shards(collection.name) if node.name else []
-                collection.snapshots.append(_Made(node, collection.name, str(made["name"]), size, checksum, shards))
+                collection.snapshots.append(_Made(node, collection.name, _traits(made), shards))
             collection.after = first.count(collection.name)
         except Answered as error:
             raise self._explained(error, collection.name) from error
@@ -1190,14 +1279,32 @@ class QdrantCut(Cut):
         out.write(content)
         out.write(tarball.padding(len(content)) + tarball.TRAILER)
 
+    def _opened(self, collection: _Collection, made: _Made) -> Iterator[memoryview]:
+        """The bytes of a snapshot. Where another run on the server has taken its name it is made again, between new counts."""
+        first = self.nodes[0]
+        for __ in range(_OPEN_TRIES - 1):
+            try:
+                return self.component.opened(made.node, collection.name, made.traits)
+            except Taken as error:
+                self.component.reporter.warn(f"{error}; it is made again")
+                self.component.drop(made.node, collection.name, made.traits)
+                before = first.count(collection.name)
+                made.traits = _traits(self.component.snapshot(made.node, collection.name))
+                made.shards = made.node.shards(collection.name) if made.node.name else []
+                collection.after = first.count(collection.name)
+                if len(collection.snapshots) == 1:
+                    collection.before = before
+        return self.component.opened(made.node, collection.name, made.traits)
+
     def _fetch(self, collection: _Collection, made: _Made, out: Writer) -> None:
+        opened = self._opened(collection, made)
         what = f"the snapshot {made.name}"
         mtime = int(self.moment.timestamp())
         out.write(tarball.header(_file_name(made.node.name, collection.name), made.size, mtime=mtime))
         digest = hashlib.sha256()
 
         def pieces() -> Iterator[memoryview]:
-            for piece in made.node.download(collection.name, made.name, made.size):
+            for piece in opened:
                 digest.update(piece)
                 out.write(piece)
                 yield piece
@@ -1216,12 +1323,12 @@ class QdrantCut(Cut):
         elif made.checksum != made.sha256:
             raise BackupError(
                 f"the snapshot {made.name} arrived with SHA-256 {made.sha256} where {made.node.shown} said {made.checksum}: "
-                "it was changed on its way or overwritten; run the backup again"
+                "it was changed on its way, or overwritten by another run on the same server; run the backup again"
             )
 
     def _delete(self, made: _Made) -> None:
         try:
-            made.node.delete_snapshot(made.collection, made.name)
+            made.node.delete_own(made.collection, made.traits)
             made.gone = True
         except BackupError as error:
             self.warnings.append(f"the snapshot {made.name} stays on the server until a later run deletes it: {error}")
@@ -1278,7 +1385,7 @@ class QdrantCut(Cut):
                 if not made.gone:
                     self._delete(made)
                 if not made.gone:
-                    self.component.drop(made.node, made.collection, made.name)
+                    self.component.drop(made.node, made.collection, made.traits)
                     made.gone = True
         close_all(self.nodes)
 
@@ -1755,14 +1862,14 @@ class QdrantRestoration(Restoration):
         guarded(lambda: make_private(self.previous), f"making {self.previous}")
         target.safety_count = self.nodes[0].count(target.name)
         for node in self.nodes:
-            made = self.component.snapshot(node, target.name)
+            made, opened = self.component.fresh(node, target.name)
             try:
                 path = self.previous / _file_name(node.name, target.name)
                 guarded(functools.partial(path.parent.mkdir, mode=0o700, exist_ok=True), f"making {path.parent}")
                 digest = hashlib.sha256()
 
-                def pieces(node: Node = node, made: dict[str, Any] = made, digest: Any = digest) -> Iterator[memoryview]:
-                    for piece in node.download(target.name, made["name"], int(made["size"])):
+                def pieces(opened: Iterator[memoryview] = opened, digest: Any = digest) -> Iterator[memoryview]:
+                    for piece in opened:
                         digest.update(piece)
                         yield piece
 
@@ -1772,7 +1879,7 @@ class QdrantRestoration(Restoration):
                 safety = {"path": str(path), "size": int(made["size"]), "sha256": digest.hexdigest()}
                 target.safety.append((node, safety))
             finally:
-                self.component.drop(node, target.name, str(made["name"]))
+                self.component.drop(node, target.name, made)
         self.component.reporter.step(f"qdrant: collection {target.name} saved in {self.previous}")
 
     def _upload(self, targets: list[_Target]) -> None:
@@ -1997,12 +2104,11 @@ class QdrantRestoration(Restoration):
         readings = _Readings(self.component)
         try:
             for node in self.nodes:
-                made = self.component.snapshot(node, target.name)
+                made, pieces = self.component.fresh(node, target.name)
                 try:
-                    pieces = node.download(target.name, made["name"], int(made["size"]))
                     readings.start(live, pieces, f"the snapshot {made['name']}")
                 finally:
-                    self.component.drop(node, target.name, str(made["name"]))
+                    self.component.drop(node, target.name, made)
             readings.finish()
         finally:
             readings.close()
