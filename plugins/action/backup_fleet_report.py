@@ -46,6 +46,7 @@ class ActionModule(ActionBase):
             changed=True,
             counts=found["counts"],
             not_green={host["name"]: (host["reasons"] or [""])[0] for host in found["hosts"] if host["state"] != fleet.GREEN},
+            not_fresh=[host["name"] for host in found["hosts"] if not host["fresh"]],
             msg=f"{len(found['hosts'])} hosts: {said}",
             **{kind: str(path) for kind, path in paths.items()},
         )

@@ -100,6 +100,14 @@ not_green:
   returned: success
   type: dict
   sample: {db7: "the newest verified set, 20250103_120000, is 4 d old"}
+not_fresh:
+  description:
+    - The hosts without a fresh backup, the worst first. Their newest verified set of all configured stores is older than
+      O(agentmem.backup.backup_set_report#module:max_age), or they have none, or they could not tell.
+  returned: success
+  type: list
+  elements: str
+  sample: [db7]
 msg:
   description: What was written, or what is wrong, in one sentence.
   returned: always

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -253,6 +254,10 @@ def test_one_page_for_green_stale_shrunken_broken_and_dead_hosts(stores: Stores,
     stats = played.stats["agentmem_backup_fleet"]
     assert stats["counts"] == found["counts"] == {"unreachable": 1, "failed": 2, "stale": 1, "shrinking": 1, "green": 2}
     assert stats["not_green"] == {name: host["reasons"][0] for name, host in hosts.items() if host["state"] != "green"}
+    without = ["dead", "bare", "broken", "stale"]
+    assert [host["name"] for host in found["hosts"] if not host["fresh"]] == without
+    assert played.stats["agentmem_backup_without"] == without
+    assert f"no fresh backup on 4 of 7 hosts: {', '.join(without)}" in played.output
     rows_of = {one.attributes["data-name"]: one for one in markup.parse(page_of(controller)).all("tbody")}
     assert list(rows_of) == [host["name"] for host in found["hosts"]]
     assert good in rows_of["green"].text and "Unreachable" in rows_of["dead"].text
@@ -271,6 +276,26 @@ def test_a_fleet_of_dead_hosts_has_a_page_too_and_check_mode_writes_none(control
     played = play(controller, hosts)
     assert played.code == 0, played.output
     assert len(markup.parse(page_of(controller)).all("tbody")) == 2
+
+
+def test_the_play_fails_where_that_is_wanted_once_the_report_is_written(stores: Stores, controller: Path) -> None:
+    create(stores, "--component", "config")
+    ours = {"components": ["config"], "log_dir": str(stores.log_dir), "config.directory": str(stores.config_dir)}
+    good = {"agentmem_backup_options": {"backup_dir": str(stores.backup_dir), "settings_file": os.devnull, "settings": ours}}
+    hosts = {"green": good, "stale": {**good, "agentmem_backup_max_age": "0"}, "dead": DEAD, "bare": options(controller / "no")}
+    wanted = ("-e", "agentmem_backup_fail_when_stale=true")
+    played = play(controller, hosts, *wanted)
+    assert played.code == 2 and "no fresh backup on 3 of 4 hosts: dead, bare, stale" in played.output, played.output
+    assert played.stats["agentmem_backup_without"] == ["dead", "bare", "stale"]
+    assert len(markup.parse(page_of(controller)).all("tbody")) == 4
+    failed = {name for name in hosts if re.search(rf"^{name} .*failed=1", played.output, re.MULTILINE)}
+    assert failed == {"stale", "dead", "bare"}, played.output
+
+    # the last run failed, and the set before it is young enough: red in the report, and yet not without a backup
+    assert command.run(stores, "create", "--component", "config", "--set", "config.directory=/there/is/none").returncode
+    played = play(controller, {"green": good}, *wanted)
+    assert played.code == 0 and "no fresh backup" not in played.output, played.output
+    assert played.stats["agentmem_backup_fleet"]["counts"]["failed"] == 1
 
 
 def test_what_cannot_be_written_is_told_in_a_sentence(controller: Path) -> None:

@@ -189,6 +189,7 @@ def _host(name: str, said: dict[str, Any], span: _Span, shown: int, at: datetime
     return {
         "name": _plain(name, 255),
         "state": said["state"],
+        "fresh": (newest := said["newest_verified"]) is not None and newest["age_s"] < said["max_age_s"],
         "reasons": reasons,
         **{key: said[key] for key in ("host", "instance", "version", "directory", "newest_verified", "next_expected")},
         **{key: said[key] for key in ("sets", "bytes", "disk")},
@@ -209,6 +210,7 @@ def _without_report(name: str, state: str, reason: str, span: _Span) -> dict[str
     return {
         "name": _plain(name, 255),
         "state": state,
+        "fresh": False,
         "reasons": [_plain(reason, _LONGEST_SENTENCE)],
         **unknown,
         "sets": 0,
