@@ -102,7 +102,8 @@ def test_check_then_real_then_nothing_to_do_then_gone(target: Target) -> None:
     given = {
         "notify_email": "ops@example.com", "notify_slack_webhook": "https://hooks.example.com/topsecrettoken",
         "notify_smtp_host": "mail.example.com", "notify_smtp_tls": "starttls", "notify_smtp_user": "agent",
-        "notify_smtp_password": SECRET + '"\\', "notify_instances": ["default", "blue"], "notify_ping_fail": "https://ping.example.com/x",
+        "notify_smtp_password": SECRET + '"\\', "notify_ping_fail": "https://ping.example.com/x",
+        "notify_instances": {"blue": {"email": "blue@example.com", "ping_fail": ""}},
         "notify_textfile_directory": str(target.root / "textfile"), "notify_rules_directory": str(target.root / "rules"),
     }  # fmt: skip
     (target.root / "rules").mkdir()
@@ -116,7 +117,9 @@ def test_check_then_real_then_nothing_to_do_then_gone(target: Target) -> None:
         path = target.root / "etc" / directory / "notify.yml"
         assert path.stat().st_mode & 0o7777 == 0o600
         told = settings.load(path, {})
-        assert told.notify.smtp_password == SECRET + '"\\' and told.notify_email == "ops@example.com"
+        assert told.notify.smtp_password == SECRET + '"\\' and told.notify.smtp_host == "mail.example.com"
+        assert told.notify_email == ("ops@example.com" if directory == "config.d" else "blue@example.com")
+        assert bool(told.notify.ping_fail) == (directory == "config.d")
         assert told.metrics.textfile == str(target.root / "textfile")
     assert found["etc/alarm/mail.curl"].startswith("600 ") and found["etc/alarm/webhook.curl"].startswith("600 ")
     for unit in UNITS:
@@ -144,7 +147,16 @@ def test_check_then_real_then_nothing_to_do_then_gone(target: Target) -> None:
             "notify_slack_webhook must be an address that begins with https://",
         ),
         ({"notify_email": "a@b\nBcc: c@d"}, "notify_email must be one line"),
-        ({"notify_email": "a@b", "notify_instances": ["../x"]}, "no instance can be named so"),
+        ({"notify_email": "a@b", "notify_instances": {"../x": {}}}, "an instance cannot be named so"),
+        ({"notify_email": "a@b", "notify_instances": {"blue": {"emial": "c@d"}}}, "notify_instances.blue.emial"),
+        (
+            {"notify_email": "a@b", "notify_instances": {"blue": {"email": ""}}},
+            "to be told of the instance blue: set notify_email",
+        ),
+        (
+            {"notify_email": "a@b", "notify_instances": {"blue": {"ping_start": "topsecrettoken"}}},
+            "notify_instances.blue.ping_start must be an address that begins with https://",
+        ),
         ({"notify_email": "a@b", "notify_smtp_tls": "ssl"}, "value of notify_smtp_tls must be one of: none, starttls, tls"),
         ({"notify_email": "a@b", "notify_smtp_port": "many"}, "notify_smtp_port"),
         (

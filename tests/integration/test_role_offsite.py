@@ -70,12 +70,17 @@ def test_what_the_role_writes_sends_sets_and_the_second_run_changes_nothing(host
         "offsite_targets": {"backup_host": there},
         "offsite_known_hosts": sshd.known_hosts.read_text().splitlines(),
         "offsite_settings": {"bandwidth_limit": "50M"},
+        "offsite_instances": {"blue": {"settings": {}}},
     }
     assert changed(host.play("--check", **given)) > 0 and not host.file.exists()
     assert changed(host.play(**given)) > 0
     assert host.file.stat().st_mode & 0o777 == 0o600
     key = host.file.with_name("offsite_key")
     assert key.stat().st_mode & 0o777 == 0o600
+    blue = host.etc / "blue.d" / "offsite.yml"
+    wanted = yaml.safe_load(host.file.read_text())
+    del wanted["offsite"]["bandwidth_limit"]
+    assert yaml.safe_load(blue.read_text()) == wanted and blue.stat().st_mode & 0o777 == 0o600
     assert changed(host.play(**given)) == changed(host.play("--check", **given)) == 0
 
     sshd.key = key
@@ -87,7 +92,7 @@ def test_what_the_role_writes_sends_sets_and_the_second_run_changes_nothing(host
     assert sshd.files("web-1") == sender.files(set_id)
 
     assert changed(host.play(**given, offsite_state="absent")) > 0
-    assert not host.file.exists() and not key.exists()
+    assert not host.file.exists() and not key.exists() and not blue.exists()
 
 
 def test_targets_that_the_engine_refuses_never_replace_the_old_and_no_secret_shows(host: Host) -> None:
@@ -108,6 +113,11 @@ def test_targets_that_the_engine_refuses_never_replace_the_old_and_no_secret_sho
         ({"offsite_secrets": {"b": {"key": "k"}}}, "offsite_secrets names a target that offsite_targets does not have: b"),
         ({"offsite_receive_hosts": {"../x": "k"}}, "has a name that cannot be a folder"),
         ({"offsite_state": "gone"}, "value of offsite_state must be one of"),
+        (
+            {"offsite_targets": {"a": CLOUD}, "offsite_instances": {"blue": {"targets": {"b": CLOUD}, "secrets": {"a": {}}}}},
+            "offsite_instances.blue.secrets names a target that offsite_instances.blue.targets does not have: a",
+        ),
+        ({"offsite_instances": {"blue": {"target": {}}}}, "offsite_instances.blue.target. Supported parameters include"),
     ],
 )
 def test_wrong_variables_are_told_before_anything_is_done(host: Host, given: dict[str, Any], sentence: str) -> None:

@@ -62,11 +62,11 @@ class Host:
             "schedule_unit_directory": str(self.units),
             "schedule_cron_directory": str(self.crontab.parent),
             "schedule_enable": False,
-            "schedule_instances": [self.instance("default"), self.instance("second", backup_dir="/backups/second")],
+            "schedule_instances": {"default": self.instance(), "second": self.instance(backup_dir="/backups/second")},
         }
 
-    def instance(self, name: str, **more: Any) -> dict[str, Any]:
-        return {"name": name, "log_dir": str(self.root / "log"), **more}
+    def instance(self, **own: Any) -> dict[str, Any]:
+        return {"log_dir": str(self.root / "log"), **own}
 
     def play(
         self, plays: Mapping[str, dict[str, Any]], *arguments: str, serial: int = 1
@@ -153,13 +153,13 @@ def test_units_that_systemd_accepts_and_calls_closed(host: Host) -> None:
 
 
 def test_windows_jobs_and_calendars_are_as_they_were_asked_for(host: Host) -> None:
-    instances = [
-        host.instance("default", environment="test", verify=False, prune=True),
-        host.instance("dev", environment="development", backup_dir="/backups/dev", jobs={"verify": {"calendar": "Fri 12:00"}}),
-        host.instance(
-            "off", backup_dir="/backups/off", jobs={"full": {"enabled": False}, "verify": {"spread": 0, "timeout": 60}}
+    instances = {
+        "default": host.instance(environment="test", verify=False, prune=True),
+        "dev": host.instance(environment="development", backup_dir="/backups/dev", jobs={"verify": {"calendar": "Fri 12:00"}}),
+        "off": host.instance(
+            backup_dir="/backups/off", jobs={"full": {"enabled": False}, "verify": {"spread": 0, "timeout": 60}}
         ),
-    ]
+    }
     asked = {"schedule_instances": instances, "schedule_read_all_files": False, "schedule_write_paths": ["/srv/metrics"]}
     output, recap = host.play({"asked": {**asked, "schedule_ip_allow": ["localhost"]}})
     assert recap["asked"]["failed"] == 0, output
@@ -187,7 +187,7 @@ def test_cron_and_systemd_take_turns_and_nothing_stays_at_the_end(host: Host) ->
         "schedule_manager": "cron",
         **exact,
         "schedule_cron_alarm": "echo 100% broken",
-        "schedule_instances": [host.instance("default")],
+        "schedule_instances": {"default": host.instance()},
     }
     output, recap = host.play({"before": {}, "cron": cron})
     assert {name: (ended["failed"], ended["changed"] > 0) for name, ended in recap.items()} == {
@@ -213,7 +213,7 @@ def test_a_check_run_of_a_bare_host_passes_and_changes_nothing(host: Host) -> No
     bare = {
         "schedule_command": "/not/yet/agentmem-backup",
         "schedule_user": "not-yet",
-        "schedule_instances": [host.instance("default")],
+        "schedule_instances": {"default": host.instance()},
     }
     output, recap = host.play({"bare": bare}, "--check", "--diff")
     assert recap["bare"]["failed"] == 0, output
@@ -244,8 +244,15 @@ BAD = {
     ),
     "command": ({"schedule_command": "/not/there"}, "/not/there is not there: run the role agentmem.backup.host first"),
     "path": ({"schedule_write_paths": ["/two words"]}, '"/two words" is no path for a unit file'),
-    "instances": ({"schedule_instances": [{"name": "default"}, {"name": "default"}]}, "must name each instance once"),
-    "settings": ({"schedule_instances": [{"name": "missing"}]}, "there is no instance 'missing'"),
+    "places": (
+        {"schedule_instances": {"x": {"backup_dir": "/backups/agentmem", "log_dir": "/x"}}},
+        "each instance needs a backup_dir of its own",
+    ),
+    "settings": ({"schedule_instances": {"missing": None}}, "there is no instance 'missing'"),
+    "name": ({"schedule_instances": {"config": {}}}, 'schedule_instances has "config", and an instance cannot be named so'),
+    "own": ({"schedule_instances": {"x": {"polic": "daily"}}}, "schedule_instances.x.polic"),
+    "choice": ({"schedule_instances": {"x": {"policy": "yearly"}}}, "value of policy must be one of"),
+    "inner": ({"schedule_instances": {"x": {"jobs": {"full": {"at": 1}}}}}, "schedule_instances.x.jobs.full.at"),
     "cron": ({"schedule_manager": "cron", "schedule_jobs": {"full": {"cron": "0 25 * * *"}}}, 'the cron time "0 25 * * *" of'),
     "words": (
         {"schedule_manager": "cron", "schedule_jobs": {"full": {"calendar": "02:00"}}},
@@ -260,7 +267,7 @@ BAD = {
 
 
 def test_bad_input_is_refused_in_a_sentence_and_nothing_is_written(host: Host) -> None:
-    one = {"schedule_instances": [host.instance("default")]}
+    one = {"schedule_instances": {"default": host.instance()}}
     output, recap = host.play({name: {**one, **variables} for name, (variables, __) in BAD.items()}, serial=len(BAD))
     assert {name: ended["failed"] for name, ended in recap.items()} == dict.fromkeys(BAD, 1), output
     told = dict(re.findall(r"^(?:fatal|failed): \[(\w+)\](.*)$", output, re.MULTILINE))
