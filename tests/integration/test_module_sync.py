@@ -1,7 +1,11 @@
 # Copyright: (c) 2026, The agentmem.backup maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""backup_set_sync as ansible-playbook runs it, against a real object store and a real sshd, which are asked by another way."""
+"""backup_set_sync as ansible-playbook runs it, against a real object store and a real sshd, which are asked by another way.
+
+The target backup_set_sync, which `ansible-test integration` runs, goes the same way over ssh; what takes longest here is left to
+`script/test --all`.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +30,16 @@ def target(s3: S3, tmp_path: Path) -> dict[str, Any]:
     return {**s3.target(), "prefix": tmp_path.name}
 
 
-def sync(host: Sender, /, *, check: bool = False, **options: Any) -> Task:
-    return task("backup_set_sync", check=check, settings_file=str(host.file), **options)
+def sync(sender: Sender, *, check: bool = False, **options: Any) -> Task:
+    return task("backup_set_sync", check=check, settings_file=str(sender.file), **options)
 
 
-def four(host: Sender, /, **options: Any) -> list[Task]:
+def four(sender: Sender, **options: Any) -> list[Task]:
     """Check, real, check again, real again."""
-    return [sync(host, check=check, **options) for check in (True, False, True, False)]
+    return [sync(sender, check=check, **options) for check in (True, False, True, False)]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_set_goes_to_every_target_once_and_comes_back_once(
     s3: S3, sshd: Sshd, target: dict[str, Any], controller: Controller, tmp_path: Path
@@ -85,6 +90,7 @@ def test_keep_removes_there_and_check_mode_says_nothing_of_what_it_has_not_done(
     assert s3.files(f"{target['prefix']}/web-1") == host.files(new)
 
 
+@pytest.mark.slow
 def test_bytes_changed_there_are_a_failure_that_changes_nothing_and_the_next_push_mends_them(
     s3: S3,
     target: dict[str, Any],
