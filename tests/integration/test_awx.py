@@ -26,7 +26,7 @@ import yaml
 
 from tests.support import command, compare
 from tests.support.awx_standin import Awx
-from tests.support.collection import BIN, ansible_environment, build, install, tool
+from tests.support.collection import BIN, ansible_environment, tool
 from tests.support.listeners import Recorder
 from tests.support.servers import CHECKOUT, Stores
 
@@ -200,12 +200,6 @@ def test_the_alarm_is_told_by_a_host_that_answers(stores: Stores, collections: P
     assert "a-dead-one: " in told and "agentmem1: " in told, runner.printed
     assert code in (0, 4), runner.printed  # 4: a host could not be reached
     assert "topsecret" not in json.dumps(events) + runner.printed
-
-
-@pytest.fixture(scope="module")
-def collections(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A path with this collection, installed from its artifact, and no other."""
-    return install(build(tmp_path_factory.mktemp("artifact")), tmp_path_factory.mktemp("installed")).parents[2]
 
 
 def test_the_project_runs_as_awx_runs_it(stores: Stores, collections: Path, tmp_path: Path) -> None:

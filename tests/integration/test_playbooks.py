@@ -14,17 +14,11 @@ import pytest
 import yaml
 
 from tests.support import command, compare
-from tests.support.collection import Played, build, install, play
+from tests.support.collection import Played, play
 from tests.support.endpoints import Sshd
 from tests.support.servers import Stores
 
 Run = Callable[..., Played]
-
-
-@pytest.fixture(scope="module")
-def collections(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A path with this collection, installed from its artifact, and no other."""
-    return install(build(tmp_path_factory.mktemp("artifact")), tmp_path_factory.mktemp("installed")).parents[2]
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The agentmem.backup maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Tasks with the modules of this checkout, as ansible-playbook runs them on this machine."""
+"""Tasks with the modules of this checkout, as ansible-playbook runs them on this machine; and the collection, installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.collection import BIN, ansible_environment, tool
+from tests.support.collection import BIN, ansible_environment, build, install, tool
 from tests.support.servers import CHECKOUT, Stores, throwaway_directory
 
 Task = Mapping[str, Any]
@@ -70,3 +70,9 @@ def task(module: str, *, check: bool = False, diff: bool = False, **options: Any
 def outcome(results: list[Any]) -> list[tuple[bool, bool]]:
     """(changed, failed) of each."""
     return [(result["changed"], result["failed"]) for result in results]
+
+
+@pytest.fixture(scope="session")
+def collections(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A path with this collection, installed from its artifact, and no other."""
+    return install(build(tmp_path_factory.mktemp("artifact")), tmp_path_factory.mktemp("installed")).parents[2]
