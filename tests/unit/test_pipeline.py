@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import gzip
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -274,11 +276,22 @@ def test_a_reader_that_follows_waits_for_the_end_to_be_told(tmp_path: Path) -> N
         assert read.result(20) == b"some bytes"
 
 
+def opened(path: Path) -> int:
+    """How many descriptors of this process lead to a file."""
+    found = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # it was closed a moment ago
+            found += entry.readlink() == path
+    return found
+
+
 def test_a_reader_that_follows_ends_when_the_file_is_given_up(tmp_path: Path) -> None:
     path, growing = tmp_path / "file", pipeline.Growing()
     writer = Writer(path, growing=growing)
     with ThreadPoolExecutor(1) as pool:
         read = pool.submit(lambda: list(Reader(path, past_cache=True, growing=growing).pieces()))
+        while opened(path) < 2:  # by the writer, and by the reader: afterwards the file is gone
+            time.sleep(0.001)
         writer.write(b"some bytes")
         writer.abandon()
         growing.give_up()

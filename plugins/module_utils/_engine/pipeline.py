@@ -369,11 +369,18 @@ def _let_go(descriptor: int) -> None:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def _halves(packed: Iterator[memoryview]) -> Iterator[Piece]:
+    """The pieces in halves: decompressed at once each is about two pieces, and what a bounded step leaves over is copied."""
+    for piece in packed:
+        for at in range(0, len(piece), PIECE // 2):
+            with piece[at : at + PIECE // 2] as half:
+                yield half
+
+
 def _inflate(packed: Iterator[memoryview], path: Path) -> Iterator[bytes]:
     decoder = fast_zlib.decompressobj(wbits=31)
     begun = False
-    for piece in packed:
-        data: bytes | memoryview = piece
+    for data in _halves(packed):
         while data:
             if decoder.eof:  # another member, as `cat a.gz b.gz` or pigz make them
                 decoder = fast_zlib.decompressobj(wbits=31)

@@ -1318,7 +1318,7 @@ class PostgresqlRestoration(Restoration):
         command += ["--no-owner"] if target.no_owner else []
         command += ["--no-privileges"] if target.no_privileges else []
         command += self._use_list(archive)
-        options = "-c synchronous_commit=off -c maintenance_work_mem=128MB -c default_transaction_read_only=off"
+        options = "-c synchronous_commit=off -c maintenance_work_mem=128MB -c jit=off -c default_transaction_read_only=off"
         environment = {**self._access.environment(), "PGOPTIONS": options}
         with process.Child([*command, str(self._file)], env=environment, stdout=None) as child:
             child.wait()
