@@ -533,7 +533,11 @@ def test_two_processes_read_a_large_snapshot_and_each_point_once(
     monkeypatch.setattr(points, "_MUCH", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     if not links:
-        monkeypatch.setattr(os, "link", lambda *names: (_ for _ in ()).throw(OSError("no links here")))
+
+        def refuse(source: Path, target: Path) -> None:
+            raise OSError("no links here")
+
+        monkeypatch.setattr(os, "link", refuse)
     assert read(tmp_path / "together") == (2 if links else 1, found)
 
 
