@@ -1539,7 +1539,10 @@ class RedisRestoration(Restoration):
             comparison.not_compared.append("the server itself, which is stopped: start it, then check it")
             return comparison
         with _talking(self._settings, "comparing"):
-            return self._judge.compare(self._live, self._seed.client if self._seed else None)
+            comparison = self._judge.compare(self._live, self._seed.client if self._seed else None)
+            if self._touched:
+                self._await_persisted()
+            return comparison
 
     def _compare_file(self, path: Path | None) -> Comparison:
         comparison = Comparison()
@@ -1632,24 +1635,30 @@ class RedisRestoration(Restoration):
             time.sleep(_POLL_S)
 
     def _persist(self) -> None:
-        """What was restored must survive the server's death: the append-only file rewritten, or the RDB saved."""
+        """What was restored must survive the server's death: the append-only file is rewritten, or the RDB saved."""
         with self._live(0) as client:
-
-            def idle() -> bool:
-                state = _info(client, "persistence")
-                busy = ("aof_rewrite_in_progress", "aof_rewrite_scheduled", "rdb_bgsave_in_progress")
-                return not any(int(state.get(one, 0)) for one in busy)
-
-            _wait(idle, self._settings.save_timeout_s, f"{_where(self._settings)} did not end its saving")
+            self._await_idle(client)
             if not int(_info(client, "persistence").get("aof_enabled", 0)) and _config(client, "save"):
                 client.execute_command("BGSAVE")
-                _wait(idle, self._settings.save_timeout_s, f"{_where(self._settings)} did not end its saving")
+
+    def _await_persisted(self) -> None:
+        """Wait for the end of what `_persist` began, which the server did beside other work; warn where it failed."""
+        with self._live(0) as client:
+            self._await_idle(client)
             state = _info(client, "persistence")
         saved = "aof_last_bgrewrite_status" if int(state.get("aof_enabled", 0)) else "rdb_last_bgsave_status"
         if state.get(saved, "ok") != "ok":
             self._component.reporter.warn(
                 f"{_where(self._settings)} could not save the restored data to its disk: look into its log"
             )
+
+    def _await_idle(self, client: Client) -> None:
+        def idle() -> bool:
+            state = _info(client, "persistence")
+            busy = ("aof_rewrite_in_progress", "aof_rewrite_scheduled", "rdb_bgsave_in_progress")
+            return not any(int(state.get(one, 0)) for one in busy)
+
+        _wait(idle, self._settings.save_timeout_s, f"{_where(self._settings)} did not end its saving")
 
     def _commit_files(self) -> None:
         """Old files aside, the new one into their place: as the dump, and as the base of the append-only files."""
@@ -1699,6 +1708,7 @@ class RedisRestoration(Restoration):
                 self._seed = self._load(Source(self._safety, "none"))
                 self._switch_to(self._seed)
                 self._persist()
+                self._await_persisted()
             else:
                 raise BackupError(
                     f"{_where(self._settings)} may hold a part of the restored data, and no copy of the old is there"
