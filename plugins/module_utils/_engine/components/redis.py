@@ -426,6 +426,13 @@ end
 local answer = {page[1], gone}
 for kind, count in pairs(keys) do answer[#answer + 1] = {kind, count, expiring[kind] or 0} end
 return answer"""
+# Type and expiry of each key of a page in one answer: reading an answer takes Python longer than the server to give it.
+_LOOK_SCRIPT = """local found = {}
+for _, key in ipairs(KEYS) do
+  found[#found + 1] = redis.call('TYPE', key)['ok']
+  found[#found + 1] = redis.call('PEXPIRETIME', key)
+end
+return found"""
 # Redis before 7.0 has no PEXPIRETIME: time and time to live, read within one millisecond, add up to it.
 _EXPIRY_SCRIPT = """for _ = 1, 1000 do
   local a = redis.call('TIME'); local left = redis.call('PTTL', KEYS[1]); local b = redis.call('TIME')
@@ -472,6 +479,7 @@ class _Reader:
         with clients(0) as client:
             server = _info(client, "server")
             self.exact_expiry = _numbers(str(server.get("redis_version", "0"))) >= (7, 0)
+            self._scripts = self.exact_expiry
             self._field_expiry = content and _pipelined(client, [("COMMAND", "INFO", "HPEXPIRETIME")])[0][0] is not None
 
     def read(self, until: int | None = None) -> _Held:
@@ -541,10 +549,8 @@ class _Reader:
                 return
 
     def _page(self, client: Client, database: int, keys: list[bytes], held: _Held) -> None:
-        kinds = _pipelined(client, [("TYPE", key) for key in keys])
-        expiries = self.expiries(client, keys)
         alive: list[tuple[bytes, str, int]] = []
-        for key, kind, expiry in zip(keys, map(_text, kinds), expiries, strict=True):
+        for key, kind, expiry in zip(keys, *self._look(client, keys), strict=True):
             if kind == "none" or expiry == -2 or 0 <= expiry <= held.until:
                 held.expired += 1
                 continue
@@ -554,6 +560,16 @@ class _Reader:
                 held.expiring.setdefault(database, Counter())[kind] += 1
         if self._content:
             self._values(client, database, alive, held)
+
+    def _look(self, client: Client, keys: list[bytes]) -> tuple[list[str], list[int]]:
+        """Types and expiries, by a script where the server is new enough and the user may run one."""
+        if self._scripts:
+            try:
+                found = _pipelined(client, [("EVAL", _LOOK_SCRIPT, len(keys), *keys)])[0]
+                return [_text(kind) for kind in found[::2]], [int(expiry) for expiry in found[1::2]]
+            except redis.exceptions.ResponseError:
+                self._scripts = False
+        return [_text(kind) for kind in _pipelined(client, [("TYPE", key) for key in keys])], self.expiries(client, keys)
 
     def expiries(self, client: Client, keys: Sequence[bytes]) -> list[int]:
         """When each key expires, in ms since 1970; -1 never, -2 is gone."""
