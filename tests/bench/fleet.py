@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from agentmem_backup import clock
 
+from tests.bench import installing
 from tests.bench.rows import Result
 from tests.bench.stand import BenchError, Contender, Sample, Stand, take_turns
 from tests.support import synthetic
@@ -140,5 +141,6 @@ def backups(stand: Stand, number: int) -> list[Result]:
 
 ROWS: dict[str, Callable[[Stand], list[Result]]] = {
     "report": report,
+    **installing.ROWS,
     **{f"backup{number}": partial(backups, number=number) for number in PLAY_HOSTS},
 }

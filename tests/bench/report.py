@@ -78,6 +78,8 @@ def page(found: Findings) -> str:
         "timed from opening the cut to the closed and flushed file. Modules and playbooks are runs of `ansible-playbook` from "
         "start to end, on this machine over the connection `local`, with one task each; the backups of "
         "many hosts at once are those of the playbook, each host with a directory of its own. "
+        "A fleet is installed on hosts with a real systemd (systemd-nspawn) by ssh with Ansible's defaults, the packages there "
+        "already and the libraries from a wheelhouse. "
         "The page of a fleet is made by a process of its own from what the hosts have told. The peers, literally:",
         _literally(),
     ]
@@ -99,7 +101,7 @@ def _times(results: list[Result]) -> str:
             _bytes(one.ours),
             _bytes(one.peer),
             one.must,
-            "yes" if one.met else "**NO**",
+            ("yes" if one.met else "**NO**") if one.must else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
