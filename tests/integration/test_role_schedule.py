@@ -310,3 +310,14 @@ def test_what_is_taken_for_known_is_what_the_engine_knows() -> None:
         if subprocess.run([BIN / "agentmem-backup", *verb["words"], "--help"], capture_output=True, check=False).returncode == 0
     ]
     assert role["_schedule_known"] == known, json.dumps(known)
+
+
+def test_every_job_that_can_be_turned_on_is_closed(host: Host) -> None:
+    wanted = {"schedule_prune": True, "schedule_sync": True, "schedule_instances": {"default": host.instance()}}
+    output, recap = host.play({"first": wanted})
+    assert recap["first"]["failed"] == 0, output
+    services = {path.name for path in host.units.glob("*.service")}
+    assert services == {f"agentmem-backup{job}.service" for job in ("", "-verify", "-prune", "-sync")}
+    for service in services:
+        looked = analyze("security", "--offline=yes", "--no-pager", f"--threshold={EXPOSURE * 10:.0f}", host.units / service)
+        assert looked.returncode == 0, looked.stdout[-300:]
