@@ -262,9 +262,10 @@ def _records(archive: Path, part: list[int]) -> Iterator[Any]:
         request = edge.ScrollRequest(offset=offset, limit=limit, filter=chosen, with_payload=True, with_vector=True)
         records, offset = shard.scroll(request)
         yield from records
-        if offset is None or not records:
+        if offset is None:
             break
-        limit = page_size(_numbers(records[-1].vector))
+        if records:  # a page of a slice may be empty; that is not its end
+            limit = page_size(_numbers(records[-1].vector))
     shard.close()
     shutil.rmtree(unpacked)
 
