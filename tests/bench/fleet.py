@@ -20,7 +20,7 @@ from tests.bench import installing
 from tests.bench.rows import Result
 from tests.bench.stand import BenchError, Contender, Sample, Stand, take_turns
 from tests.support import synthetic
-from tests.support.collection import BIN, ansible_environment
+from tests.support.collection import ansible_environment, ansible_playbook
 from tests.support.servers import CHECKOUT
 
 REPORT_HOSTS, REPORT_MOST, REPORT_BYTES = 1000, 10.0, 5_000_000
@@ -95,16 +95,9 @@ class Fleet:
 
     def play(self, playbook: str) -> None:
         """Run a playbook with as many forks as hosts. Raises BenchError unless every host is well."""
-        done = subprocess.run(
-            [str(BIN / "ansible-playbook"), playbook, "-i", "inventory.yml", "--forks", str(self._number)],
-            env={**ansible_environment(self._directory), **self._stand.stores.environment()},
-            cwd=self._directory,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        environment = {**ansible_environment(self._directory), **self._stand.stores.environment()}
+        forks = ("--forks", str(self._number))
+        done = ansible_playbook(self._directory, environment, playbook, "-i", "inventory.yml", *forks)
         if done.returncode or done.stdout.count(" unreachable=0 ") != self._number:
             raise BenchError(f"{playbook} ended with {done.returncode}: {done.stdout[-3000:]}")
 

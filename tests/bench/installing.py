@@ -18,7 +18,7 @@ import yaml
 from tests.bench.rows import Result
 from tests.bench.stand import BenchError, Contender, Sample, Stand, take_turns
 from tests.support import hosts
-from tests.support.collection import BIN, ansible_environment
+from tests.support.collection import ansible_environment, ansible_playbook
 from tests.support.servers import CHECKOUT
 
 HARNESS = CHECKOUT / "extensions" / "molecule" / "_shared" / "hosts.py"
@@ -81,16 +81,7 @@ class Hosts:
 
     def install(self, changing: bool) -> None:
         """Run the playbook. Raises BenchError unless every host is well and was changed (or was not) as expected."""
-        done = subprocess.run(
-            [str(BIN / "ansible-playbook"), "agentmem.backup.install", "-i", "inventory.yml"],
-            env=self._environment,
-            cwd=self._directory,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        done = ansible_playbook(self._directory, self._environment, "agentmem.backup.install", "-i", "inventory.yml")
         changed = re.findall(r" changed=(\d+) +unreachable=0 +failed=0 ", done.stdout)
         if done.returncode or len(changed) != len(NAMES) or any((number != "0") != changing for number in changed):
             raise BenchError(f"install ended with {done.returncode}: {done.stdout[-3000:]}")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import yaml
 
 from tests.bench.rows import Result
 from tests.bench.stand import BenchError, Contender, Sample, Stand, take_turns
-from tests.support.collection import BIN, ansible_environment
+from tests.support.collection import ansible_environment, ansible_playbook
 from tests.support.servers import CHECKOUT
 
 MODULE_MORE, PLAYBOOK_MORE, FLEET_MOST = 0.5, 3.0, 2.5
@@ -50,16 +49,8 @@ class Controller:
             environment = {**ansible_environment(self._directory), **self._stand.stores.environment()}
             environment["BACKUP_DIR"] = str(self.sets)
             inventory = self._directory / f"{hosts}.ini"
-            done = subprocess.run(
-                [str(BIN / "ansible-playbook"), str(playbook), "-i", str(inventory), "--forks", str(hosts), *arguments],
-                env=environment,
-                cwd=self._directory,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                check=False,
-            )
+            forks = ("--forks", str(hosts))
+            done = ansible_playbook(self._directory, environment, playbook, "-i", inventory, *forks, *arguments)
             if done.returncode or done.stdout.count(f" changed={changed} ") != hosts:
                 raise BenchError(f"{playbook} ended with {done.returncode}: {done.stdout[-3000:]}")
 

@@ -22,7 +22,7 @@ from agentmem_backup import audit, backup_set, clock, fleet, page, report
 from tests.docs.pages import rows
 from tests.docs.schema import Schema, faults
 from tests.support import command, markup, synthetic
-from tests.support.collection import Played, ansible_environment
+from tests.support.collection import Played, ansible_environment, ansible_playbook
 from tests.support.servers import CHECKOUT, Stores, throwaway_directory
 
 PAGE = "docs/report.md"
@@ -186,17 +186,7 @@ def play(directory: Path, hosts: dict[str, dict[str, Any]], *arguments: str, pla
     (directory / "inventory.yml").write_text(yaml.safe_dump(inventory))
     environment = {**ansible_environment(directory), "ANSIBLE_SHOW_CUSTOM_STATS": "true"}
     kept = {name: value for name, value in environment.items() if name not in ("BACKUP_DIR", "LOG_DIR")}
-    done = subprocess.run(
-        [str(command.BIN / "ansible-playbook"), playbook, "-i", str(directory / "inventory.yml"), *arguments],
-        cwd=directory,
-        env=kept,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    done = ansible_playbook(directory, kept, playbook, "-i", directory / "inventory.yml", *arguments, timeout=280)
     stats = done.stdout.partition("RUN: ")[2].strip()
     return Played(done.returncode, done.stdout, json.loads(stats) if stats else {})
 

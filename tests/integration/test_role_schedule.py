@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.collection import BIN, ansible_environment
+from tests.support.collection import BIN, ansible_environment, ansible_playbook
 from tests.support.servers import CHECKOUT
 
 # The sample of the scenarios shows the role on a real host; what else it must do is tried by script/test --all.
@@ -79,17 +79,8 @@ class Host:
         here = {"ansible_connection": "local", "ansible_python_interpreter": str(BIN / "python"), **self.variables()}
         inventory = {name: {**here, **variables} for name, variables in plays.items()}
         (self.root / "inventory.yml").write_text(json.dumps({"all": {"hosts": inventory}}))
-        done = subprocess.run(
-            [str(BIN / "ansible-playbook"), "-i", str(self.root / "inventory.yml"), str(playbook), *arguments],
-            cwd=self.root,
-            env=ansible_environment(self.root),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=880,
-            check=False,
-        )
+        told = ("-i", self.root / "inventory.yml", playbook, *arguments)
+        done = ansible_playbook(self.root, ansible_environment(self.root), *told, timeout=880)
         recap = {
             name: {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", counts)}
             for name, counts in re.findall(r"^(\w+)\s*: (ok=.*)$", done.stdout, re.MULTILINE)

@@ -80,6 +80,23 @@ class Played:
     stats: dict[str, Any]
 
 
+def ansible_playbook(
+    directory: Path, env: Mapping[str, str], *arguments: str | Path, timeout: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run ansible-playbook in a directory to its end, with nobody to answer it; stdout has all that it printed."""
+    return subprocess.run(
+        [str(BIN / "ansible-playbook"), *map(str, arguments)],
+        cwd=directory,
+        env=dict(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
 def play(
     playbook: str | Path,
     directory: Path,
@@ -96,16 +113,7 @@ def play(
     inventory = directory / "inventory.json"
     told = {name: {**here, **variables} for name, variables in (hosts or {"stores": {}}).items()}
     inventory.write_text(json.dumps({"all": {"hosts": told}}))
-    done = subprocess.run(
-        [str(BIN / "ansible-playbook"), str(playbook), "-i", str(inventory), *arguments],
-        cwd=directory,
-        env={**ansible_environment(directory, collections), "ANSIBLE_SHOW_CUSTOM_STATS": "true", **(env or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    environment = {**ansible_environment(directory, collections), "ANSIBLE_SHOW_CUSTOM_STATS": "true", **(env or {})}
+    done = ansible_playbook(directory, environment, playbook, "-i", inventory, *arguments, timeout=280)
     told = re.search(r"^CUSTOM STATS: \*+\n\s*RUN: (\{.*\})\s*$", done.stdout, re.MULTILINE)
     return Played(done.returncode, done.stdout, json.loads(told[1]) if told else {})
