@@ -29,7 +29,7 @@ from typing import Any
 import agentmem_backup
 import httpx
 import pytest
-from agentmem_backup import clock, points, process
+from agentmem_backup import clock, create, points, process
 from agentmem_backup.components import qdrant as store
 from agentmem_backup.components.base import CONTENT, COUNTS, Context, Examination, RestoreOptions, RestorePlan, Source
 from agentmem_backup.components.qdrant import QdrantComponent
@@ -784,7 +784,6 @@ def fail(answer: dict[str, Any]) -> None:
     [
         pytest.param(lambda answer: "cut", "broke|ended after", id="short"),
         pytest.param(lambda answer: "drop", "broke", id="dropped"),
-        pytest.param(flip, "changed on its way", id="altered"),
         pytest.param(compress, "compressed or without its length", id="compressed"),
         pytest.param(lambda answer: answer["headers"].update({"content-length": ""}), "without its length", id="no length"),
         pytest.param(lambda answer: answer.update(content=answer["content"] + b"x"), "which said", id="longer"),
@@ -803,6 +802,37 @@ def test_field_note_a_faulty_download_fails_and_leaves_nothing(
     assert filled.snapshots() == []
     assert filled.differs(before) == []
     assert list(filled.work.iterdir()) == []
+
+
+@pytest.mark.parametrize("level", [COUNTS, CONTENT])
+def test_field_note_a_download_that_was_altered_is_found_when_it_is_read_back(filled: Case, proxy: Proxy, level: str) -> None:
+    """It has the length that was promised; what lies on the disk is held against the checksum that the server told."""
+    before, backups = filled.facts(), filled.base / "sets"
+    backups.mkdir(mode=0o700)
+    filled.settings.backup_dir, filled.settings.components, filled.settings.fingerprint = str(backups), ["qdrant"], level
+    proxy.alter = lambda method, path, answer: flip(answer) if is_download(method, path) and "/memories/" in path else None
+    with pytest.raises(VerificationError, match=r"'memories\.snapshot' is not what the server made.*changed on its way"):
+        create.create(filled.settings, filled.reporter)
+    assert [path for path in backups.iterdir() if not path.name.startswith(".")] == []
+    assert list((backups / ".staging").iterdir()) == []
+    assert filled.snapshots() == []
+    assert filled.differs(before) == []
+
+
+def test_the_digest_of_a_file_is_that_of_what_was_read_back(filled: Case) -> None:
+    """It is not taken on the way to the disk: what a set records must be what lies there."""
+    backups = filled.base / "sets"
+    backups.mkdir(mode=0o700)
+    filled.settings.backup_dir, filled.settings.components = str(backups), ["qdrant"]
+    made = create.create(filled.settings, filled.reporter)
+    entry = made.manifest.components["qdrant"]
+    assert entry["sha256"] == hashlib.sha256((backups / entry["file"]).read_bytes()).hexdigest()
+    for record in entry["inventory"]["collections"]:
+        (one,) = record["snapshots"]
+        with tarfile.open(backups / entry["file"]) as tar:
+            content = tar.extractfile(one["file"])
+            assert content is not None
+            assert hashlib.sha256(content.read()).hexdigest() == one["sha256"]
 
 
 def test_field_note_downloads_ask_for_identity(filled: Case) -> None:

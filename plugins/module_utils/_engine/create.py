@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -223,13 +223,14 @@ def _back_up(
     try:
         moments[component.name] = cut.moment
         growing = Growing()
-        reading = _Reading(component, path, compression, growing)
+        reading = _Reading(component, path, compression, growing, sealed=cut.sealed)
         writer = Writer(
             path,
             compression=compression,
             level=settings.compression_level,
             advance=lambda done: reporter.advance(component.name, done, total),
             growing=growing,
+            hashing=not cut.sealed,
         )
         with reading:
             try:
@@ -247,12 +248,12 @@ def _back_up(
                 "duration_s": round(time.monotonic() - begun, 3),
             }
             cut.close()  # locks and server-side copies need not wait for the rest of the reading
-            reading.require(entry, digest)
+            entry["sha256"] = reading.require(entry, digest).sha256
     finally:
         cut.close()
     for warning in entry.get("warnings", []):
         reporter.warn(f"{component.name}: {warning}")
-    staging.note("verified", name=path.name, sha256=digest.sha256)
+    staging.note("verified", name=path.name, sha256=entry["sha256"])
     reporter.step(f"{component.name}: {path.name} {human_size(digest.bytes)} in {entry['duration_s']:.1f} s, verified")
     return entry
 
@@ -263,13 +264,14 @@ class _Reading:
     Use it as a context manager around the dump; leaving the block early ends the reading.
     """
 
-    def __init__(self, component: Component, path: Path, compression: str, growing: Growing):
+    def __init__(self, component: Component, path: Path, compression: str, growing: Growing, *, sealed: bool):
         self._component = component
         self._growing = growing
         self._path = path
         self._section = Section(component.title)
         # What a walk compares with is only known when the dump has ended. That there will be a digest tells it to take none.
-        self._entry: dict[str, Any] = {"sha256": ""}
+        self._sealed = sealed
+        self._entry: dict[str, Any] = {} if sealed else {"sha256": ""}
         self._source = Source(path, compression, self._entry, past_cache=True, growing=growing)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"{component.name}-back")
         self._read: Future[Digest] | None = None
@@ -282,9 +284,11 @@ class _Reading:
         self._growing.wait_for(1)
         return walk_file(self._section, self._component, self._source, self._entry, Reporter())
 
-    def require(self, entry: dict[str, Any], written: Digest) -> None:
-        """Wait for the end of the walk, which holds the file against `entry`. Raises VerificationError."""
+    def require(self, entry: dict[str, Any], written: Digest) -> Digest:
+        """Wait for the end of the walk, which holds the file against `entry`; what was read. Raises VerificationError."""
         self._entry.update(entry)
+        if self._sealed:
+            del self._entry["sha256"]
         self._growing.end()
         if self._read is None:
             raise AssertionError("asked for within the block only")
@@ -296,8 +300,9 @@ class _Reading:
             raise VerificationError(f"what was written cannot be trusted: {error}") from error
         if self._section.faults:
             raise VerificationError(f"what was written cannot be trusted: {self._section.faults[0]}")
-        if read != written:
+        if read != (replace(written, sha256=read.sha256) if self._sealed else written):
             raise VerificationError(f"{self._path} does not read back as it was written: check the disk")
+        return read
 
     def __exit__(self, *__: object) -> None:
         self._growing.give_up()

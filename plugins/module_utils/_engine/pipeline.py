@@ -57,7 +57,8 @@ _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"  # RFC 1952: deflate,
 
 @dataclass(frozen=True)
 class Digest:
-    """What went through a pipeline: size in bytes and SHA-256 of the file as it lies on the disk, and its content's size.
+    """What went through a pipeline: size in bytes and SHA-256 of the file as it lies on the disk (empty where it was not
+    taken), and its content's size.
 
     The content has no SHA-256 of its own: the same file decompresses to the same content, which gzip's CRC-32 or zstd's
     checksum confirms, and hashing every byte twice was a tenth of a backup's time.

@@ -57,6 +57,9 @@ class Cut(ABC):
 
     moment: datetime
     """When the cut was made, in UTC."""
+    sealed: ClassVar[bool] = False
+    """Whether the file holds digests of all that is in it, as the store told them, and `examine` compares them where the entry
+    has none of the whole file: what is read back from the disk is then held against the store, not against what we wrote."""
 
     @abstractmethod
     def dump(self, out: Writer) -> None:
