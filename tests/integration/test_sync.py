@@ -189,6 +189,78 @@ def test_two_hosts_and_two_instances_never_touch_each_other(s3: S3, folder: str,
     assert Sender(tmp_path, "fresh", {"away": target}).good("pull", set_id, "--host", "web-1/second")["id"] == set_id
 
 
+@pytest.fixture
+def own(sshd: Sshd) -> Sshd:
+    """A receiving host that lets the key into the folder of web-1 alone."""
+    sshd.own = "web-1"
+    sshd.admit()
+    return sshd
+
+
+def test_in_a_folder_of_its_own_a_host_has_its_name_once(own: Sshd, tmp_path: Path) -> None:
+    target = {**own.target(), "keep": 1}
+    one, blue = Sender(tmp_path, "web-1", {"away": target}), Sender(tmp_path, "web-1-blue", {"away": target})
+    blue.extra, blue.name = {"instance": "blue"}, "web-1"
+    blue.configure({"away": target})
+    moment = "2025-01-03 12:00:00"
+    old = one.make_set(moment, content="a")
+    assert blue.make_set(moment, content="b") == old
+    for host in (one, blue):
+        pushed = host.good("push")["targets"]["away"]
+        assert pushed["sent"] == [old] and pushed["notes"] == [] and pushed["where"].endswith(f":{'/'.join(host_place(host))}")
+        assert own.files("/".join(host_place(host))) == host.files(old)
+        assert host.good("check", "--read-back")["sets"][old]["targets"]["away"]["state"] == "whole"
+    new = one.make_set("2025-01-04 12:00:00")
+    assert one.good("push")["targets"]["away"]["removed"] == [old]
+    assert own.files("web-1") == one.files(new) and own.files("web-1/blue") == blue.files(old)
+    assert sorted(path.name for path in own.root.rglob("*") if path.is_dir()) == ["blue", "web-1"]
+
+    fresh = Sender(tmp_path, "web-2", {"away": target})
+    assert fresh.good("pull", "latest", "--host", "web-1/blue")["id"] == old and fresh.files(old) == blue.files(old)
+    assert fresh.good("pull", "latest", "--host", "web-1")["id"] == new
+    blue.extra = {"instance": "web-1"}
+    blue.configure({"away": target})
+    assert "an instance that is called like its host cannot be told from it" in blue.bad("push")
+
+
+def host_place(host: Sender) -> list[str]:
+    return [host.name, *([host.extra["instance"]] if host.extra else [])]
+
+
+def test_what_lies_where_earlier_releases_put_it_is_gone_on_with(own: Sshd, tmp_path: Path) -> None:
+    (own.root / "web-1" / "web-1").mkdir(parents=True)
+    host = Sender(tmp_path, "web-1", {"away": own.target()})
+    set_id = host.make_set()
+    done = host.run("push")
+    sentence = "the sets lie in web-1/web-1 there, where earlier releases put them: on the receiving host, move them up"
+    assert done.returncode == 0 and f"target away: {sentence}" in done.stderr
+    assert own.files("web-1/web-1") == host.files(set_id) and own.files("web-1") == {}
+
+    for path in (own.root / "web-1" / "web-1").iterdir():
+        path.rename(own.root / "web-1" / path.name)
+    (own.root / "web-1" / "web-1").rmdir()
+    again = host.good("push")
+    assert not again["changed"] and again["targets"]["away"]["whole"] == [set_id] and again["targets"]["away"]["notes"] == []
+
+
+def test_a_folder_of_its_own_that_is_everybodys_is_told(tmp_path: Path) -> None:
+    with Sshd(forced=False) as sshd:
+        host = Sender(tmp_path, "web-1", {"away": {**sshd.target(), "path": "", "own_folder": True}})
+        host.make_set()
+        refused(host, "says that the key is let into this host's folder alone, and it is let in everywhere: put a forced command")
+
+
+def test_ones_own_folder_is_not_taken_for_another_hosts(own: Sshd, tmp_path: Path) -> None:
+    host = Sender(tmp_path, "web-1", {"away": own.target()})
+    set_id = host.make_set()
+    host.good("push")
+    for name in host.files(set_id):
+        (host.backup_dir / name).unlink()
+    assert "opens the folder of web-1, not that of web-2: let it into" in host.bad("pull", "latest", "--host", "web-2")
+    assert host.state() == {}
+    assert host.good("pull", "latest")["id"] == set_id
+
+
 def test_two_hosts_of_one_name_are_told_and_the_first_ones_set_stays(s3: S3, folder: str, tmp_path: Path) -> None:
     one = Sender(tmp_path / "a", "web-1", {"away": prefixed(s3, folder)})
     two = Sender(tmp_path / "b", "web-1", {"away": prefixed(s3, folder)})

@@ -273,6 +273,7 @@ class Sshd(Endpoint):
         self.owner = None  # sshd takes the rights of whoever logs in by itself
         self.forced = forced
         self.options = ""
+        self.own = ""  # the folder that the key is let into; empty: that of all hosts
         self.root = self.directory / "received"
         self.key = self.directory / "id"
         self.known_hosts = self.directory / "known_hosts"
@@ -306,7 +307,8 @@ class Sshd(Endpoint):
     def admit(self) -> None:
         """Let the key in, to what it may do there."""
         public = Path(f"{self.key}.pub").read_text()
-        command = f'restrict,command="rrsync -no-lock {self.options} {self.root}" ' if self.forced else ""
+        (self.root / self.own).mkdir(exist_ok=True)
+        command = f'restrict,command="rrsync -no-lock {self.options} {self.root / self.own}" ' if self.forced else ""
         (self.directory / "authorized_keys").write_text(command + public)
 
     def shut_out(self) -> None:
@@ -334,7 +336,7 @@ class Sshd(Endpoint):
         return {
             "type": "rsync", "host": self.host, "port": self.port, "user": getpass.getuser(),
             "path": "" if self.forced else str(self.root).lstrip("/") and str(self.root),
-            "key_file": str(self.key), "known_hosts_file": str(self.known_hosts),
+            "key_file": str(self.key), "known_hosts_file": str(self.known_hosts), "own_folder": bool(self.own),
         }  # fmt: skip
 
     def files(self, folder: str) -> dict[str, bytes]:

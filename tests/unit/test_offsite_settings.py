@@ -77,6 +77,7 @@ def test_targets_have_every_field_and_keep_their_order(tmp_path: Path) -> None:
         ({"a": {**AZURE, "account": ""}}, "offsite.targets.a.account is missing: key belongs to an account"),
         ({"a": {**RSYNC, "host": "-oProxyCommand=x"}}, "offsite.targets.a.host is no name or address: '-oProxyCommand=x'"),
         ({"a": {**RSYNC, "key_file": "id"}}, "offsite.targets.a.key_file in {file} must be an absolute path without"),
+        ({"a": {**RSYNC, "path": "/a", "own_folder": True}}, "offsite.targets.a has both path and own_folder"),
         ({"a": {**RSYNC, "port": 0}}, "offsite.targets.a.port must lie between 1 and 65535, not 0"),
         ({"a": {**RSYNC, "path": "/a b"}}, "offsite.targets.a.path may hold letters, digits and . _ - between its slashes"),
     ],

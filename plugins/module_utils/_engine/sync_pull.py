@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -187,9 +188,24 @@ class _Pull:
         path.unlink(missing_ok=True)
         remote.fetch(path.name, path)
         try:
-            return manifest.read(path)
+            described = manifest.read(path)
         except VerificationError as error:
             raise VerificationError(f"set {set_id} at {remote.where} is damaged: {error}") from error
+        self._demand_theirs(remote, described)
+        return described
+
+    def _demand_theirs(self, remote: Remote, described: Manifest) -> None:
+        """Where a key opens one folder, whatever host is named, it must not be our own folder that is taken for another's."""
+        with contextlib.suppress(UsageError):  # a host without a name has sent nothing
+            ours = copies.place_of(self.settings)
+            if not remote.target.own_folder or ours == self.place:
+                return
+            where = kinds.reach(self.settings, remote.target, ours).where
+            if Record(self.directory).was_read_back(where, described):
+                raise BackupError(
+                    f"key_file of target {remote.target.name} opens the folder of {ours}, not that of {self.place}: "
+                    f"let it into the folder of {self.place} on the receiving host first"
+                )
 
     def _fetch(self, remote: Remote, described: Manifest, present: dict[str, int], scratch: Path) -> list[str]:
         """Every file of the set, those that an earlier run has fetched whole left out. Gives the names, the manifest last."""

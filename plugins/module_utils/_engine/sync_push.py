@@ -258,6 +258,9 @@ class _Push:
         outcome = Outcome(remote.target.name, remote.where)
         with _told(outcome):
             present = remote.listing()
+            outcome.notes += remote.remarks
+            for remark in remote.remarks:
+                self.reporter.warn(f"target {outcome.target}: {remark}")
             rule = sync_keep.Keep(self.record, remote, self.ready)
             for one in self.ready:
                 try:

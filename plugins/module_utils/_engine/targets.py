@@ -89,6 +89,7 @@ KINDS: dict[str, dict[str, Field]] = {
         "port": Field("its ssh port", "number", 22),
         "user": Field("account there", default="agentmem-offsite"),
         "path": Field("directory there, under which every host has its own; empty: where the account is let in"),
+        "own_folder": Field("the key is let into this host's folder and no other: no host's name is added there", "flag", False),
         "key_file": Field("private key, for the backup user alone", "file", required=True),
         "known_hosts_file": Field("file with the receiving host's key; no other is accepted", "file", required=True),
         **_locked("the receiving side forbids it"),
@@ -113,6 +114,11 @@ class Target:
     def locked(self) -> bool:
         """Whether what is there may be neither replaced nor removed."""
         return bool(self.values["object_lock"])
+
+    @property
+    def own_folder(self) -> bool:
+        """Whether the root of all that is seen there is this host's own folder."""
+        return bool(self.values.get("own_folder"))
 
     def secrets(self) -> list[str]:
         """The secret values that are set."""
@@ -294,6 +300,8 @@ def _rsync(target: Target, where: str) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*|[0-9a-fA-F:]+:[0-9a-fA-F:.]+", target[key]):
             raise UsageError(f"{where}.{key} is no name or address: {one_line(target[key], 60)!r}")
     _demand_parts(target, where, "path", folders=True)
+    if target["own_folder"] and target["path"]:
+        raise UsageError(f"{where} has both path and own_folder: where the key is let into this host's folder, there is no path")
     if not 0 < target["port"] < 65536:
         raise UsageError(f"{where}.port must lie between 1 and 65535, not {target['port']}")
 

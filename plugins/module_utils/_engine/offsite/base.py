@@ -52,6 +52,8 @@ class Remote(ABC):
         self.place = place
         self.timeout_s = timeout_s
         self.rate = rate
+        self.remarks: list[str] = []
+        """What somebody should know of this place, once it has been listed."""
 
     @property
     @abstractmethod

@@ -9,6 +9,7 @@ The receiving side needs no more than rsync behind a forced command (rrsync of r
 
 from __future__ import annotations
 
+import functools
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -93,7 +94,39 @@ class RsyncRemote(Remote):
         return f"{self.target['user']}@" + (f"[{host}]" if ":" in host else host)
 
     def _below(self, folder: str) -> str:
+        if folder == "/":
+            return ""
         return "/".join(part for part in (self._root, folder) if part) if self._root != "" or folder else "."
+
+    @functools.cached_property
+    def _folder(self) -> str:
+        """The folder below the root. Where the root is this host's own, only an instance has one there.
+
+        Earlier releases put the host's name twice there: what they have sent is gone on with where it lies.
+        """
+        place = self.place
+        if not self.target.own_folder:
+            return place.folder
+        if place.instance == place.host:
+            raise Unusable(f"{self.where}: an instance that is called like its host cannot be told from it: rename it")
+        found = self._list_root()
+        if any(one["kind"] == "d" and one["name"] == place.host for one in found):
+            self.remarks.append(
+                f"the sets lie in {place.host}/{place.host} there, where earlier releases put them: on the receiving host, "
+                f"move them up into {place.host} (docs/operations.md)"
+            )
+            return place.folder
+        if not any(one["name"].startswith("manifest_") for one in found):
+            self._demand_own(found)
+        return "" if place.instance == "default" else place.instance
+
+    def _demand_own(self, found: list[re.Match[str]]) -> None:
+        """Before the first set lies there: behind rrsync / is the folder itself, elsewhere it is everybody's."""
+        if [one["name"] for one in self._list("/")] != [one["name"] for one in found]:
+            raise Unusable(
+                f"{self.where}: own_folder of target {self.target.name} says that the key is let into this host's folder alone, "
+                "and it is let in everywhere: put a forced command (rrsync) before it there, or take own_folder away"
+            )
 
     def _ssh(self) -> str:
         target = self.target
@@ -151,13 +184,15 @@ class RsyncRemote(Remote):
 
     def listing(self) -> dict[str, int]:
         try:
-            found = self._list(self.place.folder)
+            found = self._list(self._folder)
         except FileNotFoundError:
             self._list_root()
             return {}
         return {one["name"]: int(re.sub(r"\D", "", one["size"])) for one in found if one["kind"] == "-"}
 
     def hosts(self) -> list[str]:
+        if self.target.own_folder:
+            return []
         return sorted(one["name"] for one in self._list_root() if one["kind"] == "d" and not one["name"].startswith("."))
 
     def send(self, directory: Path, names: Iterable[str]) -> None:
@@ -168,7 +203,7 @@ class RsyncRemote(Remote):
             resume = [] if self.target.locked or name.endswith(".json") else ["--partial"]
             self._explaining(
                 "--ignore-times", "--times", "--chmod=F600,D700", "--perms", "--mkpath", *resume,
-                "--", name, f"{self._account}:{self._below(self.place.folder)}/",
+                "--", name, f"{self._account}:{self._below(self._folder)}/",
                 directory=directory,
             )  # fmt: skip
 
@@ -186,7 +221,7 @@ class RsyncRemote(Remote):
     def _differing_from(self, directory: Path, names: list[str]) -> list[str]:
         said = self._explaining(
             "--dry-run", "--checksum", "--out-format=%i|%n", "-i", "-i",
-            "--", *names, f"{self._account}:{self._below(self.place.folder)}/",
+            "--", *names, f"{self._account}:{self._below(self._folder)}/",
             directory=directory,
         )  # fmt: skip
         # Proof is a line that says: the same. What is not spoken of has not been looked at.
@@ -195,7 +230,7 @@ class RsyncRemote(Remote):
 
     def fetch(self, name: str, path: Path) -> None:
         self._explaining(
-            "--times", "--inplace", "--partial", "--", f"{self._account}:{self._below(self.place.folder)}/{name}", str(path)
+            "--times", "--inplace", "--partial", "--", f"{self._account}:{self._below(self._folder)}/{name}", str(path)
         )
 
     def remove(self, names: Iterable[str]) -> None:
@@ -204,5 +239,5 @@ class RsyncRemote(Remote):
             for name in names:
                 self._explaining(
                     "--recursive", "--delete", "--ignore-existing", "--existing", f"--include=/{name}", "--exclude=*",
-                    f"{empty}/", f"{self._account}:{self._below(self.place.folder)}/",
+                    f"{empty}/", f"{self._account}:{self._below(self._folder)}/",
                 )  # fmt: skip
