@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 from agentmem_backup import audit, backup_set, clock, history, lock, runs
 
-from tests.support.endpoints import BUCKET, S3, Azure, Endpoint, Gcs, Sshd, answering
+from tests.support.endpoints import BUCKET, S3, Azure, AzureByKey, Endpoint, Gcs, S3ByTls, Sshd, answering, certify
 from tests.support.sender import Sender
+from tests.support.servers import Server
 
 KINDS = ["s3", "gcs", "azure", "sshd"]
 
@@ -644,6 +645,42 @@ def test_a_shared_access_signature_serves_and_a_false_one_does_not(azure: Azure,
     assert azure.files(f"{folder}/web-1") == host.files(set_id)
     host.configure({"away": {**target, "sas_url": azure.sas_url().replace("sig=", "sig=A")}})
     refused(host, "the store does not accept the credentials of target away")
+
+
+def test_azure_by_the_accounts_key(azure_by_key: AzureByKey, folder: str, tmp_path: Path) -> None:
+    """With neither endpoint nor signature, as somebody has it who copied account and key from the cloud's console."""
+    target = prefixed(azure_by_key, folder)
+    host, fresh = (Sender(tmp_path, name, {"away": target}) for name in ("web-1", "web-2"))
+    host.env = fresh.env = azure_by_key.environment()
+    set_id = host.make_set()
+    assert host.good("push")["targets"]["away"]["read_back"] == [set_id]
+    files = host.files(set_id)
+    assert azure_by_key.files(f"{folder}/web-1") == files
+    name = data_file(files)
+    azure_by_key.change(f"{folder}/web-1/{name}", flipped(files[name]))
+    assert f"{name} has other content than was sent" in host.bad("check", "--read-back", code=3)
+    assert host.good("push")["targets"]["away"]["sent"] == [set_id]
+    assert fresh.good("pull", "latest", "--host", "web-1")["id"] == set_id and fresh.files(set_id) == files
+
+    host.configure({"away": {**target, "key": azure_by_key.KEY[::-1].lstrip("=") + "=="}})
+    refused(host, "the store does not accept the credentials of target away: they are wrong, expired or revoked")
+    host.configure({"away": {**target, "container": "there-is-none"}})
+    refused(host, "there is no such bucket or container: make it")
+
+
+@pytest.mark.parametrize("kind", [S3ByTls, pytest.param(AzureByKey, marks=pytest.mark.slow)])  # Azure's library is patient
+def test_a_clock_that_has_fallen_back(kind: type[S3ByTls | AzureByKey], tmp_path: Path) -> None:
+    """Its host then sees certificates that are not valid yet, everywhere."""
+    with kind() as store:
+        host = Sender(tmp_path, "web-1", {"away": store.target()})
+        host.env = store.environment()
+        host.make_set()
+        host.good("push")
+        host.make_set()
+        store.stop()
+        certify(store.directory, "localhost" if kind is S3ByTls else "*.blob.core.windows.net", days=1)
+        Server.start(store)
+        refused(host, "the store refuses this host's time: set its clock (timedatectl)")
 
 
 @pytest.mark.parametrize(

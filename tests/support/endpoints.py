@@ -19,6 +19,8 @@ import http.server
 import json
 import os
 import shutil
+import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -35,6 +37,25 @@ from tests.support.listeners import Mailbox, Recorder, mail_server, recorder
 from tests.support.servers import CHECKOUT, LOOPBACK, Server, ServerError
 
 BUCKET = "agentmem-backups"
+
+
+def certify(directory: Path, name: str, days: int = -1) -> None:
+    """Write a certificate of `name` that signs itself, valid from so many days ahead, as tls.crt and tls.key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    begin = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=days)
+    own = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    made = (
+        x509.CertificateBuilder(own, own, key.public_key(), x509.random_serial_number(), begin, begin + datetime.timedelta(9))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (directory / "tls.key").write_bytes(key.private_bytes(*plain))
+    (directory / "tls.crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))
 
 
 class Endpoint(Server):
@@ -129,6 +150,36 @@ class S3(Endpoint):
         self.client().delete_object(Bucket=BUCKET, Key=path)
 
 
+class S3ByTls(S3):
+    """The same over https."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        certify(self.directory, "localhost")
+
+    def command(self) -> Sequence[str]:
+        return [*super().command(), "--ssl-cert", f"{self.directory}/tls.crt", "--ssl-key", f"{self.directory}/tls.key"]
+
+    @property
+    def url(self) -> str:
+        return f"https://localhost:{self.port}"
+
+    def ready(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection((self.host, self.port)):
+            return True
+        return False
+
+    def client(self, service: str = "s3") -> Any:
+        import boto3
+
+        keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
+        return boto3.client(service, endpoint_url=self.url, verify=f"{self.directory}/tls.crt", **keys)
+
+    def environment(self) -> dict[str, str]:
+        """What a host needs to know its certificate."""
+        return {"SSL_CERT_FILE": f"{self.directory}/tls.crt"}
+
+
 class Gcs(Endpoint):
     """fake-gcs-server, and beside it the small server that a service account gets its tokens from."""
 
@@ -195,6 +246,7 @@ class Azure(Endpoint):
     """azurite's blob service. Its account and key are the well-known ones of every emulator."""
 
     name = "azure"
+    verify = True
     ACCOUNT = "devstoreaccount1"
     KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
@@ -207,7 +259,7 @@ class Azure(Endpoint):
 
     def ready(self) -> bool:
         with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{self.url}?comp=list").status_code in (400, 403)
+            return httpx.get(f"{self.url}?comp=list", verify=self.verify).status_code in (400, 403)
         return False
 
     @property
@@ -233,7 +285,7 @@ class Azure(Endpoint):
         signed = f"{method}\n\n\n{length}\n\n\n\n\n\n\n\n\n{canonical}{resource}"
         digest = hmac.new(base64.b64decode(self.KEY), signed.encode(), hashlib.sha256).digest()
         head["Authorization"] = f"SharedKey {self.ACCOUNT}:{base64.b64encode(digest).decode()}"
-        return httpx.request(method, f"{self.url}{path}", params=query, content=content, headers=head)
+        return httpx.request(method, f"{self.url}{path}", params=query, content=content, headers=head, verify=self.verify)
 
     def target(self) -> dict[str, Any]:
         return {"type": "azure", "container": BUCKET, "sas_url": self.sas_url()}
@@ -241,7 +293,7 @@ class Azure(Endpoint):
     def sas_url(self, container: str = BUCKET) -> str:
         """An address of the container with a signature that lets everything happen in it for a day.
 
-        rclone takes whole addresses only so: with an account's key it wants a domain name and https.
+        rclone takes whole addresses only so: with an account's key it wants a domain name and https (AzureByKey).
         """
         expiry = (datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
         fields = ["racwdl", "", expiry, f"/blob/{self.ACCOUNT}/{container}", "", "", "", "2020-12-06", "c", *[""] * 7]
@@ -261,6 +313,31 @@ class Azure(Endpoint):
 
     def delete(self, path: str) -> None:
         self.request("DELETE", f"/{BUCKET}/{path}").raise_for_status()
+
+
+class AzureByKey(Azure):
+    """azurite as the cloud is: https, and the account's name before the public domain, which a proxy leads here."""
+
+    name = "azure_by_key"
+    verify = False  # this side's own requests go by address
+
+    def prepare(self) -> None:
+        super().prepare()
+        certify(self.directory, "*.blob.core.windows.net")
+
+    def command(self) -> Sequence[str]:
+        return [*super().command(), "--cert", f"{self.directory}/tls.crt", "--key", f"{self.directory}/tls.key"]
+
+    @property
+    def url(self) -> str:
+        return super().url.replace("http:", "https:")
+
+    def environment(self) -> dict[str, str]:
+        """What a host needs to take this for the cloud."""
+        return {"HTTPS_PROXY": leading_to(self.host, self.port), "NO_PROXY": "", "SSL_CERT_FILE": f"{self.directory}/tls.crt"}
+
+    def target(self) -> dict[str, Any]:
+        return {"type": "azure", "container": BUCKET, "account": self.ACCOUNT, "key": self.KEY}
 
 
 class Sshd(Endpoint):
@@ -325,11 +402,8 @@ class Sshd(Endpoint):
         ]
 
     def ready(self) -> bool:
-        with contextlib.suppress(OSError):
-            import socket
-
-            with socket.create_connection((self.host, self.port), timeout=5) as one:
-                return one.recv(4) == b"SSH-"
+        with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), timeout=5) as one:
+            return one.recv(4) == b"SSH-"
         return False
 
     def target(self) -> dict[str, Any]:
@@ -384,6 +458,33 @@ def answering(answer: Any) -> str:
     return f"http://{LOOPBACK}:{server.server_address[1]}"
 
 
+def leading_to(host: str, port: int) -> str:
+    """The address of a proxy that leads every name to one place, for as long as the tests run."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while self.rfile.readline().strip():
+                pass
+            with socket.create_connection((host, port)) as there:
+                self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+                back = threading.Thread(target=_pump, args=(there, self.connection), daemon=True)
+                back.start()
+                _pump(self.connection, there)
+                back.join()
+
+    server = socketserver.ThreadingTCPServer((LOOPBACK, 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://{LOOPBACK}:{server.server_address[1]}"
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while piece := source.recv(1 << 16):
+            sink.sendall(piece)
+        sink.shutdown(socket.SHUT_WR)
+
+
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3]:
     with S3() as server:
@@ -399,6 +500,12 @@ def gcs() -> Iterator[Gcs]:
 @pytest.fixture(scope="session")
 def azure() -> Iterator[Azure]:
     with Azure() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azure_by_key() -> Iterator[AzureByKey]:
+    with AzureByKey() as server:
         yield server
 
 

@@ -18,7 +18,7 @@ from agentmem_backup.targets import rate
 
 S3 = {"type": "s3", "bucket": "b"}
 RSYNC = {"type": "rsync", "host": "h", "key_file": "/k", "known_hosts_file": "/n"}
-AZURE = {"type": "azure", "container": "c", "account": "a", "key": "the-key"}
+AZURE = {"type": "azure", "container": "c", "account": "a", "key": "dGhlLWtleQ=="}
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +74,7 @@ def test_targets_have_every_field_and_keep_their_order(tmp_path: Path) -> None:
         ),
         ({"a": {"type": "azure", "container": "c"}}, "offsite.targets.a needs a secret: give account and key, or sas_url"),
         ({"a": {**AZURE, "sas_url": "https://x"}}, "offsite.targets.a needs a secret: give account and"),
+        ({"a": {**AZURE, "key": "the-key"}}, "offsite.targets.a.key is no account's key: copy it whole from the cloud's console"),
         ({"a": {**AZURE, "account": ""}}, "offsite.targets.a.account is missing: key belongs to an account"),
         ({"a": {**RSYNC, "host": "-oProxyCommand=x"}}, "offsite.targets.a.host is no name or address: '-oProxyCommand=x'"),
         ({"a": {**RSYNC, "key_file": "id"}}, "offsite.targets.a.key_file in {file} must be an absolute path without"),

@@ -25,6 +25,7 @@ SETTING = "offsite.targets"
 _TARGET_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}")
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([KMG]?)")
+_BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})+(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -288,6 +289,10 @@ def _azure(target: Target, where: str) -> None:
         raise UsageError(f"{where} needs a secret: give account and key, or sas_url, not both")
     if target["key"] and not target["account"]:
         raise UsageError(f"{where}.account is missing: key belongs to an account")
+    if target["key"] and not _BASE64.fullmatch(target["key"]):
+        raise UsageError(
+            f"{where}.key is no account's key: copy it whole from the cloud's console (base64, of an account's access keys)"
+        )
     if target["endpoint"] and not _PART.fullmatch(target["endpoint"]):
         raise UsageError(
             f"{where}.endpoint must be a domain, which the account's name is put before, not {target['endpoint']!r}: "

@@ -13,6 +13,8 @@ class AzureRemote(RcloneRemote):
 
     scheme = "azure"
     root_key = "container"
+    # Its library tries four times and rests 4, 12 and 28 s between, before it says what is wrong (azblob's RetryOptions).
+    patience = 4
 
     def options(self) -> dict[str, str]:
         target = self.target

@@ -65,6 +65,8 @@ class RcloneRemote(Remote):
     complaints = COMPLAINTS
     scheme = ""
     root_key = "bucket"
+    patience = 2
+    """How many times `timeout_s` an answer may take until it is given up."""
 
     @abstractmethod
     def options(self) -> dict[str, str]:
@@ -103,7 +105,7 @@ class RcloneRemote(Remote):
 
     def _ask(self, *words: str) -> str:
         """Run what only looks, and must answer soon: left to themselves the stores' libraries try for minutes."""
-        argv, limit = self._argv(*words), 2 * self.timeout_s
+        argv, limit = self._argv(*words), self.patience * self.timeout_s
         try:
             return process.run(argv, env=self._environment(), timeout_s=limit)
         except ToolError as error:
