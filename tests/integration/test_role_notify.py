@@ -130,6 +130,12 @@ def test_check_then_real_then_nothing_to_do_then_gone(target: Target) -> None:
     ).read_text()
     assert "changed=0 " in target.made(**given).output
     assert target.files() == found
+    for name in ("units/agentmem-backup@.service.d/notify.conf", "lib/alarm", "etc/blue.d/notify.yml", "etc/alarm/ping.curl"):
+        (target.root / name).write_text("by hand\n")
+    for name in ("units/agentmem-alarm@.service", "etc/alarm/mail.curl", "etc/alarm"):
+        (target.root / name).chmod(0o777)
+    target.made(**given)
+    assert target.files() == found, "what somebody has changed is as it was"
     target.made(notify_state="absent", notify_rules_directory=given["notify_rules_directory"])
     assert not [name for name, what in target.files().items() if len(what) > 5], "only directories stay"
 
@@ -146,6 +152,7 @@ def test_check_then_real_then_nothing_to_do_then_gone(target: Target) -> None:
             {"notify_slack_webhook": 'https://x/"\ntopsecrettoken'},
             "notify_slack_webhook must be an address that begins with https://",
         ),
+        ({"notify_slack_webhook": "https://x/topsecrettoken\n"}, "notify_slack_webhook must be an address that begins with"),
         ({"notify_email": "a@b\nBcc: c@d"}, "notify_email must be one line"),
         ({"notify_email": "a@b", "notify_instances": {"../x": {}}}, "an instance cannot be named so"),
         ({"notify_email": "a@b", "notify_instances": {"blue": {"emial": "c@d"}}}, "notify_instances.blue.emial"),

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import getpass
+import grp
+import hashlib
 import io
 import json
 import os
@@ -21,6 +24,7 @@ import tomllib
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 BUNDLE = CHECKOUT / "roles" / "host" / "files" / "bundle.py"
+LOOK = CHECKOUT / "roles" / "host" / "files" / "look.sh"
 PROBE = CHECKOUT / "roles" / "host" / "files" / "probe.sh"
 
 
@@ -116,3 +120,24 @@ def test_the_probe_tells_what_is_missing_and_nothing_else(tmp_path: Path) -> Non
     assert told["python"] == sys.executable
     assert told["absent"] == [str(tmp_path / "it's not there")]
     assert (told["root"], told["user"]) == (os.geteuid() == 0, False)
+
+
+def test_a_look_tells_what_is_there_in_lines_that_the_roles_compare(tmp_path: Path) -> None:
+    (tmp_path / "a directory").mkdir(mode=0o750)
+    for name in ("a file", "backup.log", "gone"):
+        (tmp_path / name).write_text("x")
+        (tmp_path / name).chmod(0o640)
+    (tmp_path / "gone").unlink()
+    (tmp_path / "a link").symlink_to("gone")
+    paths = [str(tmp_path / name) for name in ("a directory", "a file", "backup.log", "gone", "a link")]
+    script = LOOK.read_text() + 'look "$@"\n'
+    done = subprocess.run(["sh", "-euc", script, "sh", *paths], capture_output=True, text=True, check=True)
+    directory, file, log, __, link = paths
+    owner = f"{getpass.getuser()}:{grp.getgrgid(os.getgid()).gr_name}"
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        f"directory {owner} 750 {directory}",
+        f"file {owner} 640 {hashlib.sha256(b'x').hexdigest()} {file}",
+        f"file {owner} 640 - {log}",
+        f"link {link} -> gone",
+    ]

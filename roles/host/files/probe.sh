@@ -1,6 +1,7 @@
 # shellcheck shell=sh
 # probe.sh PYTHON POSTGRESQL_MAJOR REDIS_SERVER USER DIRECTORY...: what the role needs to know of a host, as one line of JSON: the
-# Python to use, packages and directories that are missing, the engine that is there. Changes nothing.
+# Python to use, packages and directories that are missing, the engine that is there; and, where there is the user, a line with
+# its account as `account GROUP:COMMENT:HOME:SHELL` and one with its groups. Changes nothing.
 set -u
 python=$1 major=$2 redis_server=$3 user=$4
 shift 4
@@ -62,3 +63,7 @@ printf '{"root": %s, "python": "%s", "manager": "%s", "missing": [%s], "current"
 printf '"user": %s, "systemd": %s, "logrotate": %s, "absent": [%s]}\n' \
     "$(id -u "$user" >/dev/null 2>&1 && echo true || echo false)" "$(directory /run/systemd/system)" "$(directory /etc/logrotate.d)" \
     "$absent"
+if account=$(getent passwd "$user"); then
+    echo "account $(id -gn "$user"):$(echo "$account" | cut -d: -f5-)"
+    echo "groups $(id -Gn "$user")"
+fi
