@@ -8,7 +8,6 @@ The steps are not listed here: a first run writes down which there are, and each
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from agentmem_backup.settings import load
 
 from tests.support import command, compare
 from tests.support.at_step import AtStep
+from tests.support.disks import can_mount, small_disk
 from tests.support.servers import Stores, wait_until
 
 pytestmark = pytest.mark.timeout(900)
@@ -135,23 +135,6 @@ def test_create_stopped_at_every_step(program: AtStep, stores: Stores, tmp_path:
     assert assert_every_set_is_whole(stores) == 2
     assert_nothing_is_left(stores)
     print(f"\ncreate was hit by {action} at: {', '.join(steps)}")
-
-
-@contextlib.contextmanager
-def small_disk(path: Path, megabytes: int) -> Iterator[None]:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0700", "tmpfs", str(path)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
-
-
-def can_mount(path: Path) -> bool:
-    path.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(path)], capture_output=True, check=False)
-    if done.returncode == 0:
-        subprocess.run(["umount", str(path)], check=True)
-    return done.returncode == 0
 
 
 def test_disk_filled_at_every_step(program: AtStep, stores: Stores, tmp_path: Path) -> None:

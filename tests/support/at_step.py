@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import command
+from tests.support.disks import fill
 from tests.support.servers import CHECKOUT, Stores
 
 LIBRARIES = ("create", "restore", "verify", "registry", "console", "points")
@@ -82,17 +83,6 @@ class AtStep:
                 pipe.close()
         os.killpg(self._program.pid, signal.SIGKILL)
         self._program.wait()
-
-
-def fill(path: Path) -> None:
-    """Write to `path` until its file system has no room left."""
-    with path.open("wb", buffering=0) as file:
-        for size in (1 << 20, 4096, 1):
-            try:
-                while True:
-                    file.write(b"\0" * size)
-            except OSError:
-                continue
 
 
 def act(action: str) -> None:

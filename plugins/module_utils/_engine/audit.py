@@ -22,6 +22,8 @@ from typing import Any
 
 from . import clock
 from .journal import ends_torn, sync_directory, write_all
+from .process import os_sentence
+from .progress import Reporter
 
 NOTHING = "0" * 64
 """The digest that the first line names as its predecessor's."""
@@ -115,6 +117,14 @@ def append(backup_dir: Path, verb: str, result: str, **facts: Any) -> dict[str, 
         temporary.replace(head_path)
         sync_directory(head_path.parent)
     return head
+
+
+def record(backup_dir: Path, reporter: Reporter, verb: str, result: str, **facts: Any) -> None:
+    """`append`, where the run must go on without it: on a full disk the hole in the log is told, and sets can be removed."""
+    try:
+        append(backup_dir, verb, result, **facts)
+    except OSError as error:
+        reporter.warn(os_sentence(error, "writing the audit log"))
 
 
 def entries(backup_dir: Path) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ instant a run is killed at, the next one finishes or removes exactly what a jour
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -45,11 +46,14 @@ def directory(path_text: str, *, write: bool = True) -> Path:
         )
     if not path.is_dir():
         raise UsageError(f"the backup directory {path} is not a directory: name another (BACKUP_DIR)")
+    if write and os.statvfs(path).f_flag & os.ST_RDONLY:  # before access(2), which says no to root there, too
+        raise UsageError(
+            f"the backup directory {path} lies on a read-only file system: remount it, or name another (BACKUP_DIR), to which "
+            "the files of a set may be copied"
+        )
     if not os.access(path, os.R_OK | os.X_OK | (os.W_OK if write else 0)):
         needed = "written" if write else "read"
         raise UsageError(f"the backup directory {path} cannot be {needed}: run as the backup user or root")
-    if write and os.statvfs(path).f_flag & os.ST_RDONLY:
-        raise UsageError(f"the backup directory {path} lies on a read-only file system: remount it or name another (BACKUP_DIR)")
     return path
 
 
@@ -386,12 +390,34 @@ def remove(backup_dir: Path, doomed: list[BackupSet]) -> None:
         return
     names = [name for one in doomed for name in _names(one)]
     path = backup_dir / STAGING / f"remove-{clock.set_id(clock.now())}"
-    guarded(lambda: _make_private(path), f"making {path}")
-    log = journal.Journal(path / "journal")
-    guarded(lambda: log.append("remove", files=names), f"writing {log.path}")
-    log.close()
+    # A disk that is full has no room for the note either, and removing sets is what helps there. So their own files make
+    # the room, one by one, the manifest's text first, which says no more than its JSON.
+    spare = [one.text_path for one in doomed] + [file for one in doomed for file in one.files.values()]
+    while True:
+        try:
+            _write_down(path, names)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not spare:
+                raise BackupError(os_sentence(error, f"writing {path / 'journal'}")) from error
+            _remove_files(backup_dir, [spare.pop(0).name])
     _remove_files(backup_dir, names)
     _remove_staging(path)
+
+
+def _write_down(path: Path, names: list[str]) -> None:
+    """Write a journal that names what will be removed. Raises OSError; then nothing of it stays."""
+    _make_private(path)
+    log = None
+    try:
+        log = journal.Journal(path / "journal")
+        log.append("remove", files=names)
+    except OSError:
+        _remove_staging(path)
+        raise
+    finally:
+        if log is not None:
+            log.close()
 
 
 def _names(one: BackupSet) -> list[str]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .sync_check import Checked
 
 COMPONENTS = ("postgresql", "redis", "qdrant", "config")
+RISKS = ("maxmemory", "roles", "topology", "version")
 QUESTION = "⚠️  This will overwrite existing data. Continue? (yes/no): "
 _EPILOG = """\
 at 3 a.m.:
@@ -124,9 +125,11 @@ def _verify_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def _restore_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("id", metavar="ID|latest", nargs="?", help="the set to restore")
+    sub.add_argument(
+        "id", metavar="ID|latest", nargs="?", help="the set to restore; latest is the newest that holds all that is asked for"
+    )
     sub.add_argument("--before", metavar="TIME", help="the newest verified set from before TIME, such as 2025-01-03T12:00:00Z")
-    _component_argument(sub, "only this store, repeatable")
+    _component_argument(sub, f"only this store, repeatable: {', '.join(COMPONENTS)}")
     sub.add_argument("--db", metavar="FILE", type=Path, help="restore PostgreSQL from this file")
     sub.add_argument("--redis", metavar="FILE", type=Path, help="restore Redis from this file")
     sub.add_argument("--qdrant", metavar="FILE", type=Path, help="restore Qdrant from this file")
@@ -137,7 +140,12 @@ def _restore_arguments(sub: argparse.ArgumentParser) -> None:
         "--collection-prefix", metavar="TEXT", default="", help="put in front of every collection's and alias's name"
     )
     sub.add_argument(
-        "--accept", metavar="RISK", action="append", default=[], help="go on in spite of a problem that names this word"
+        "--accept",
+        metavar="RISK",
+        action="append",
+        choices=RISKS,
+        default=[],
+        help=f"go on in spite of a problem that names this word: {', '.join(RISKS)}",
     )
     sub.add_argument("--dry-run", action="store_true", help="verify, look at the stores, print the plan; touch nothing")
     sub.add_argument("--yes", action="store_true", help="do not ask (for scripts)")
@@ -262,7 +270,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             report = verify.verify_set(
                 settings, console, arguments.what, depth=arguments.depth, acknowledge=arguments.acknowledge
             )
-        elif "/" in arguments.what or Path(arguments.what).exists():
+        elif "/" in arguments.what or (arguments.what and Path(arguments.what).exists()):
             with watch.watch(settings, console, "verify") as run:
                 report = verify.verify_file(settings, console, Path(arguments.what), depth=arguments.depth)
                 verify.told(run, report)
@@ -488,7 +496,9 @@ def _prune(arguments: argparse.Namespace) -> int:
             directory = backup_set.directory(settings.backup_dir)
             with lock.hold(directory / backup_set.STATE / "lock", "prune", settings.lock_wait_s):
                 removed = prune.prune(directory, prune.Rule.of(settings), console)
-                audit.append(directory, "prune", "done", removed=removed)
+                audit.record(directory, console, "prune", "done", removed=removed)
+            if not removed:
+                console.step("nothing was removed (why each set stays: agentmem-backup prune --dry-run)")
             run.summary = f"{len(removed)} sets removed"
         if arguments.json:
             _print_json({"removed": removed})

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from .cli import COMPONENTS, main
 
@@ -29,6 +30,10 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(
             prog=prog, description=description, epilog=_VARIABLES, formatter_class=argparse.RawDescriptionHelpFormatter
         )
+
+    def error(self, message: str) -> NoReturn:
+        """One sentence instead of the usage and a sentence."""
+        self.exit(2, f"{self.prog}: {message} (see: {self.prog} --help)\n")
 
 
 def backup_arguments(argv: Sequence[str]) -> list[str]:

@@ -16,6 +16,8 @@ from typing import Any, TextIO
 from .log import Log
 from .settings import Settings
 
+_WIDE = 70
+"""Columns from which on a bar has room for bytes, speed and time; on a narrower terminal they would take lines of their own."""
 _SIGNS = {"WARN": "⚠", "ERROR": "✗"}
 
 
@@ -100,13 +102,19 @@ def _silence(stream: TextIO) -> None:
 
 
 def _progress_bars() -> Any:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
-
-    return Progress(
-        TextColumn("{task.description:>10}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeElapsedColumn(),
-        transient=True,
+    from rich.console import Console as Terminal
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TransferSpeedColumn,
     )
+
+    terminal = Terminal()
+    figures = (
+        [DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn()] if terminal.width >= _WIDE else [TaskProgressColumn()]
+    )
+    return Progress(TextColumn("{task.description:>10}"), BarColumn(), *figures, console=terminal, transient=True)

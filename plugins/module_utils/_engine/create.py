@@ -127,7 +127,7 @@ def clear_the_way(directory: Path, settings: Settings, reporter: Reporter) -> No
     settle(directory, settings, reporter)
     for sentence in backup_set.recover(directory, clean_up):
         reporter.warn(sentence)
-        audit.append(directory, "recover", "done", what=sentence)
+        audit.record(directory, reporter, "recover", "done", what=sentence)
 
 
 def settle(directory: Path, settings: Settings, reporter: Reporter) -> None:
@@ -169,12 +169,15 @@ def _create(directory: Path, set_id: str, settings: Settings, reporter: Collecti
         # Before the set is there: whatever happens from now on, it never lies there without what is known of it.
         history.append(directory, set_id, verdict, "create", depth="full", alarms=alarms, faults=[], summary=described.summary())
         staging.publish([*(entry["file"] for entry in entries.values()), text_name, json_name])
-    except BaseException:
+    except BaseException as error:
         process.resume()
         staging.discard()
+        if isinstance(error, Cancelled):
+            made = (directory / f"manifest_{set_id}.json").exists()
+            error.args = (f"{error}: " + (f"set {set_id} was whole by then, and is there" if made else "no set was made"),)
         raise
     duration = time.monotonic() - begun
-    audit.append(directory, "create", verdict, id=set_id, bytes=described.size, digest=described.digest())
+    audit.record(directory, reporter, "create", verdict, id=set_id, bytes=described.size, digest=described.digest())
     reporter.step(f"set {set_id}: {verdict}, {human_size(described.size)} in {duration:.1f} s")
     for alarm in alarms:
         reporter.warn(alarm)
@@ -370,10 +373,7 @@ def _scope(entry: dict[str, Any]) -> tuple[Any, Any]:
 def _failed(directory: Path, set_id: str, settings: Settings, reporter: Reporter, error: BaseException) -> None:
     """Record a failed run and call the error hook; what fails here must not hide why the run failed."""
     sentence = str(error) or type(error).__name__
-    try:
-        audit.append(directory, "create", "failed", id=set_id, error=sentence)
-    except OSError as trouble:
-        reporter.warn(process.os_sentence(trouble, "writing the audit log"))
+    audit.record(directory, reporter, "create", "failed", id=set_id, error=sentence)
     try:
         hooks.run(settings, "error", reporter, {"verb": "create", "backup_dir": directory, "id": set_id, "error": sentence})
     except BackupError as trouble:

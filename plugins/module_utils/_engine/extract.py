@@ -5,6 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from . import backup_set, lock, pipeline, registry, verify
@@ -21,7 +25,7 @@ def extract(settings: Settings, reporter: Reporter, which: str, component: str, 
 
     The component's file is verified first. Raises UsageError, VerificationError, BackupError.
     """
-    directory = backup_set.directory(settings.backup_dir)
+    directory = backup_set.directory(settings.backup_dir, write=False)
     one = backup_set.find(directory, which)
     if component not in one.holds:
         raise UsageError(f"set {one.id} has no {component}: it holds {', '.join(one.holds)}")
@@ -31,11 +35,24 @@ def extract(settings: Settings, reporter: Reporter, which: str, component: str, 
     report = verify.verify_file(settings, reporter, path)
     if report.faults:
         raise VerificationError(f"{path.name} does not verify, so nothing was taken out of it: {'; '.join(report.faults)}")
+    source = Source(path, pipeline.compression_of(path), one.entry(component))
+    with _workplace(directory, settings, reporter) as context:
+        return registry.CLASSES[component](context).extract(source, what, target, form)
+
+
+@contextlib.contextmanager
+def _workplace(directory: Path, settings: Settings, reporter: Reporter) -> Iterator[Context]:
+    """Where the component may leave what it needs: beside the sets, or, where nothing can be written there, elsewhere.
+
+    A disk that is going is mounted read-only by the kernel, and that is when somebody wants a file from it.
+    """
+    if not os.access(directory, os.W_OK):  # says no on a read-only file system, to root as well
+        with tempfile.TemporaryDirectory(prefix="agentmem-extract-") as folder:
+            yield Context(settings, reporter, Path(folder), lambda step, **facts: None)
+        return
     with lock.hold(directory / backup_set.STATE / "lock", "extract", settings.lock_wait_s):
         staging = Staging(directory, f"extract-{set_id(now())}")
         try:
-            context = Context(settings, reporter, staging.work, staging.note)
-            source = Source(path, pipeline.compression_of(path), one.entry(component))
-            return registry.CLASSES[component](context).extract(source, what, target, form)
+            yield Context(settings, reporter, staging.work, staging.note)
         finally:
             staging.discard()

@@ -71,8 +71,9 @@ def hold(path: Path, verb: str, wait_s: float = 0) -> Iterator[None]:
                     ) from None
                 time.sleep(min(0.2, left))
         holder = {"pid": os.getpid(), "verb": verb, "since": clock.iso(clock.now())}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        with contextlib.suppress(OSError):  # on a full disk nobody learns who holds it, and sets can still be removed
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
         with process.inheriting(descriptor):
             yield
     finally:

@@ -12,6 +12,7 @@ can be taken back, and says for each store what is live now and where the old da
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from .backup_set import BackupSet, Staging
 from .components.base import Comparison, Component, Context, Restoration, RestoreOptions, Source
 from .create import clear_the_way, settle
 from .crew import Crew
-from .errors import BackupError, UsageError, VerificationError, one_line
+from .errors import BackupError, Cancelled, UsageError, VerificationError, one_line
 from .preflight import NotReady
 from .progress import Collecting, Reporter
 from .settings import Settings
@@ -158,7 +159,7 @@ def _restore_locked(
                 restored = run.go(crew, confirm)
         except BaseException as error:
             process.resume()
-            _record(directory, name, "failed", collecting, error=str(error) or type(error).__name__)
+            audit.record(directory, collecting, "restore", "failed", what=name, error=str(error) or type(error).__name__)
             if not isinstance(error, NotReady):
                 _error_hook(settings, collecting, name, error)
             raise
@@ -167,7 +168,7 @@ def _restore_locked(
             settle(directory, settings, collecting)
         if restored is not None:
             seconds = {one: round(value, 3) for one, value in restored.durations.items()}
-            _record(directory, name, "done", collecting, seconds=seconds, equal=restored.equal)
+            audit.record(directory, collecting, "restore", "done", what=name, seconds=seconds, equal=restored.equal)
         return restored
 
 
@@ -201,9 +202,11 @@ def choose(settings: Settings, request: Request) -> tuple[str, dict[str, Source]
         return ", ".join(path.name for path in request.files.values()), sources
     directory = backup_set.directory(settings.backup_dir)
     if request.before:
-        one = _newest_before(directory, request.before, request.components)
+        one = _newest_before(directory, request.before, request.components, settings.components)
+    elif request.which in ("", "latest"):
+        one = _newest(directory, request.components, settings.components)
     else:
-        one = backup_set.find(directory, request.which or "latest", request.components)
+        one = backup_set.find(directory, request.which)
     wanted = request.components or list(registry.CLASSES)
     backup_set.demand(one, request.components)
     return one.id, {name: _set_source(one, name) for name in registry.CLASSES if name in wanted and name in one.holds}
@@ -227,10 +230,25 @@ def _refuse_contradictions(request: Request) -> None:
             raise UsageError(f"{option} is about {store}, which is not among what is restored: {', '.join(sorted(chosen))}")
 
 
-def _newest_before(directory: Path, moment: datetime, components: list[str]) -> BackupSet:
+def _newest(directory: Path, components: list[str], usual: list[str]) -> BackupSet:
+    """The newest set of `components`; where none are named, of all that this host backs up, and of what there is failing that.
+
+    Somebody who asks for everything back does not mean the set of the configuration that was made an hour ago.
+    """
+    if not components:
+        with contextlib.suppress(UsageError):
+            return backup_set.find(directory, "latest", usual)
+    return backup_set.find(directory, "latest", components)
+
+
+def _newest_before(directory: Path, moment: datetime, components: list[str], usual: list[str]) -> BackupSet:
+    """As `_newest`, of the verified sets that are not from after `moment`."""
     verdicts = history.newest(directory)
     earlier = [one for one in backup_set.sets(directory) if clock.id_time(one.id) <= moment]
-    good = [one for one in earlier if history.is_verified(verdicts.get(one.id)) and backup_set.meant_to_hold(one, components)]
+    verified = [one for one in earlier if history.is_verified(verdicts.get(one.id))]
+    good = [one for one in verified if backup_set.meant_to_hold(one, components or usual)]
+    if not components and not good:
+        good = verified
     if not good:
         said = f"{len(earlier)} older sets are there, none of them verified" if earlier else "no set is that old"
         raise UsageError(f"there is no verified set from before {clock.iso(moment)}: {said} (see: agentmem-backup list)")
@@ -283,7 +301,12 @@ class _Run:
             self.reporter.warn(warning)
         if plan.problems:
             raise NotReady(plan.problems, "restore")
-        if not confirm(plan):
+        try:
+            agreed = confirm(plan)
+        except Cancelled as error:
+            error.args = (f"{error}: nothing was touched",)
+            raise
+        if not agreed:
             return None
         try:
             self._prepare(crew)
@@ -356,6 +379,9 @@ class _Run:
         doubts = []
         if known.get("verdict") == history.SUSPICIOUS:
             doubts.append(f"set {self.name} is suspicious: {'; '.join(known.get('alarms') or ['see agentmem-backup verify'])}")
+        newer = [one.id for one in backup_set.sets(directory) if self.name < one.id <= clock.set_id(clock.now())]
+        if newer and self.request.which in ("", "latest") and not self.request.before:
+            doubts.append(f"newer sets hold only some of the stores: {', '.join(newer[-3:])}")
         absent = [name for name in registry.CLASSES if name not in self.components]
         if absent and not self.request.components:
             doubts.append(f"set {self.name} is partial: {', '.join(absent)} not in it, and left as now")
@@ -457,13 +483,6 @@ class _Run:
             (self.reporter.warn if check.failed else self.reporter.step)(f"check: {check.text}")
         if restored.differences:
             self.reporter.warn("the live data differs from what was backed up: " + "; ".join(restored.differences[:10]))
-
-
-def _record(directory: Path, name: str, result: str, reporter: Reporter, **facts: Any) -> None:
-    try:
-        audit.append(directory, "restore", result, what=name, **facts)
-    except OSError as trouble:
-        reporter.warn(process.os_sentence(trouble, "writing the audit log"))
 
 
 def _error_hook(settings: Settings, reporter: Reporter, name: str, error: BaseException) -> None:

@@ -22,6 +22,7 @@ from .crew import Crew
 from .errors import BackupError, UsageError, VerificationError
 from .manifest import human_size
 from .pipeline import Digest
+from .process import os_sentence
 from .progress import Reporter
 from .settings import Settings
 
@@ -127,7 +128,8 @@ def _verify_set(settings: Settings, reporter: Reporter, which: str, *, depth: st
             history.append(directory, one.id, verdict, "verify", depth=depth, faults=report.faults, alarms=report.alarms)
         audit.append(directory, "verify", verdict, id=one.id, depth=depth)
     except (BackupError, OSError) as error:
-        reporter.warn(f"the verdict could not be recorded: {error}")
+        said = os_sentence(error, "writing the audit log") if isinstance(error, OSError) else str(error)
+        reporter.warn(f"the verdict could not be recorded: {said}")
     return report
 
 

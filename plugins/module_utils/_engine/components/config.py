@@ -15,6 +15,7 @@ kept as an archive of the same form in the backup directory.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import os
 import platform
@@ -325,7 +326,12 @@ class ConfigComponent(Component):
             if entry.kind == filetree.DIRECTORY:
                 raise UsageError(f"{shown(name)} is a directory: name one file in it")
             return known[entry.link] if entry.kind == filetree.HARD_LINK else entry
-        raise UsageError(f"there is no file {shown(name)!r} in the archive: name it by its path, as it was when it was backed up")
+        files = [entry.name.removeprefix(f"{main}/") for entry in listing.entries if entry.kind == filetree.FILE]
+        near = difflib.get_close_matches(name, files, 3, 0.3) or files[:3]
+        raise UsageError(
+            f"there is no file {shown(name)!r} in the archive: name it by its path, as it was when it was backed up, such as "
+            f"{', '.join(map(shown, near)) or 'none: it is empty'}"
+        )
 
     # --- after a kill
 

@@ -73,6 +73,7 @@ _STAMP = re.compile(r"-(\d{4}-\d\d-\d\d-\d\d-\d\d-\d\d)\.snapshot$")  # the end 
 _MAKE_TRIES, _OPEN_TRIES, _LIST_TRIES = 8, 4, 10
 _SETTLE_S = 5.0  # how long a restored collection may go on optimizing before we stop waiting: it answers all the while
 _READY_S = 120.0
+_FIRST_S = 20.0  # within what a server that is well answers the first questions, however much it has to do
 _GRACE_S = 30.0  # within what systemd gives a unit to stop (90 s)
 _ARRIVAL_S, _ARRIVAL_BYTES_S = 2.0, 100e6  # a server that has an upload whole hashes it before it lists it
 _OWED_S = 7 * 86400.0
@@ -243,7 +244,7 @@ class Node:
             self._clients = None
 
     @contextlib.contextmanager
-    def _words(self, what: str) -> Iterator[None]:
+    def _words(self, what: str, within_s: float | None = None) -> Iterator[None]:
         """Turn what httpx raises into a sentence."""
         import httpx
 
@@ -255,15 +256,29 @@ class Node:
                 "is it running? check QDRANT_URL, or QDRANT_HOST and QDRANT_PORT"
             ) from None
         except httpx.TimeoutException:
+            if within_s is not None:
+                raise BackupError(
+                    f"Qdrant at {self.shown} takes connections and does not answer within {within_s:g} s ({what}): "
+                    "look into its log, restart it where it hangs"
+                ) from None
             raise BackupError(f"Qdrant at {self.shown} did not answer in time while {what} (see qdrant.timeout_s)") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             said = one_line(error, 160) or type(error).__name__
             raise BackupError(f"the connection to Qdrant at {self.shown} broke while {what}: {said}") from None
 
-    def ask(self, method: str, path: str, body: Any = None, *, what: str) -> Any:
-        """The `result` of a request. `what` says what was being done. Raises Answered, BackupError."""
-        with self._words(what):
-            answer = self._client.request(method, self.url + path, json=body)
+    def ask(self, method: str, path: str, body: Any = None, *, what: str, within_s: float | None = None) -> Any:
+        """The `result` of a request. `what` says what was being done. Raises Answered, BackupError.
+
+        `within_s` is for questions that a server answers at once or, where it hangs, never. A run that is being stopped
+        waits for no answer to a question that changes nothing.
+        """
+
+        def request() -> Any:
+            limit = {"timeout": within_s} if within_s is not None else {}
+            return self._client.request(method, self.url + path, json=body, **limit)
+
+        with self._words(what, within_s):
+            answer = patiently(request) if method == "GET" else request()
         return self._result(answer, what)
 
     def _result(self, answer: Any, what: str) -> Any:
@@ -291,8 +306,8 @@ class Node:
 
     def greet(self) -> None:
         """Learn the server's version (`GET /` answers without a key)."""
-        with self._words("greeting it"):
-            answer = self._client.get(self.url + "/")
+        with self._words("greeting it", _FIRST_S):
+            answer = patiently(lambda: self._client.get(self.url + "/", timeout=_FIRST_S))
         self._check(answer, "greeting it")
         try:
             self.version = str(answer.json()["version"])
@@ -303,7 +318,7 @@ class Node:
         """Why this node cannot be worked with (a sentence), or None. A `/` that answers proves nothing about the key."""
         try:
             self.greet()
-            self.collections()
+            self.collections(within_s=_FIRST_S)
         except BackupError as error:
             return str(error)
         return None
@@ -313,9 +328,9 @@ class Node:
         found: dict[str, Any] = self.ask("GET", "/cluster", what="asking for the cluster's state")
         return found
 
-    def collections(self) -> list[str]:
+    def collections(self, within_s: float | None = None) -> list[str]:
         """The names of all collections, sorted."""
-        found = self.ask("GET", "/collections", what="listing the collections")["collections"]
+        found = self.ask("GET", "/collections", what="listing the collections", within_s=within_s)["collections"]
         return sorted(str(item["name"]) for item in found)
 
     def aliases(self) -> dict[str, str]:

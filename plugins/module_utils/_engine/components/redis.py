@@ -73,6 +73,7 @@ Client = Any
 
 _TYPES = ("string", "list", "set", "zset", "hash", "stream")
 _POLL_S = 0.02
+_FIRST_S = 20.0  # within what a server that is well answers the first questions
 _LINK_S = 20.0  # how long a target may take to reach the throwaway server before the other way is taken
 _PAGE = 300  # keys at a time
 
@@ -105,13 +106,13 @@ def _talking(settings: RedisSettings, doing: str) -> Iterator[None]:
         raise BackupError(f"{where} is still loading its data: wait until it has ended") from None
     except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
         hint = "check that it is running, and REDIS_HOST, REDIS_PORT and REDIS_TLS"
-        raise BackupError(f"{where} does not answer ({doing}): {one_line(error)}; {hint}") from None
+        raise BackupError(f"{where} does not answer ({doing}): {one_line(error).rstrip('.')}; {hint}") from None
     except redis.exceptions.RedisError as error:
         raise BackupError(f"{where} refused {doing}: {one_line(error)}") from None
 
 
-def _connect(settings: RedisSettings, database: int = 0) -> Client:
-    """A client of the server that the settings name. It connects when it is first used."""
+def _connect(settings: RedisSettings, database: int = 0, *, within_s: float = 600) -> Client:
+    """A client of the server that the settings name, which may take so long to answer. It connects when it is first used."""
     tls: dict[str, Any] = {"ssl": True, "ssl_ca_certs": settings.cacert or None} if settings.tls else {}
     return redis.Redis(
         host=settings.host,
@@ -121,7 +122,7 @@ def _connect(settings: RedisSettings, database: int = 0) -> Client:
         password=settings.password or None,
         protocol=2,
         socket_connect_timeout=10,
-        socket_timeout=600,
+        socket_timeout=within_s,
         socket_keepalive=True,
         retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
         **tls,
@@ -1825,7 +1826,7 @@ class RedisComponent(Component):
         probe = Probe()
         settings = self.settings.redis
         try:
-            with _talking(settings, "the first questions"), _connect(settings) as client:
+            with _talking(settings, "the first questions"), _connect(settings, within_s=_FIRST_S) as client:
                 self._probe(client, probe)
         except BackupError as error:
             probe.problems.append(str(error))
@@ -1979,7 +1980,7 @@ class RedisComponent(Component):
         settings = self.settings.redis
         plan, target = RestorePlan(), _Target()
         requires = self.requires(source)
-        client = _connect(settings)
+        client = _connect(settings, within_s=_FIRST_S)
         try:
             with _talking(settings, "asking about the server"), client:
                 self._look_at_server(client, requires, options, plan, target)
@@ -2154,7 +2155,7 @@ class RedisComponent(Component):
 
     def look(self) -> str:
         """The guide's look after a restore: PING."""
-        with _talking(self.settings.redis, "PING"), _connect(self.settings.redis) as client:
+        with _talking(self.settings.redis, "PING"), _connect(self.settings.redis, within_s=_FIRST_S) as client:
             return "PONG" if client.ping() else "no PONG"
 
     # --- after a kill
