@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from tests.support.disks import can_mount, small_disk
 from tests.support.servers import Stores, wait_until
 
 pytestmark = pytest.mark.timeout(900)
+Record = Callable[[str, object], None]
+"""pytest's record_property; what is recorded as `listed` stands in the run's last lines."""
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +112,9 @@ def keep_newest_set(stores: Stores) -> None:
 
 
 @pytest.mark.parametrize("action", ["kill", "term"])
-def test_create_stopped_at_every_step(program: AtStep, stores: Stores, tmp_path: Path, action: str) -> None:
+def test_create_stopped_at_every_step(
+    program: AtStep, stores: Stores, tmp_path: Path, action: str, record_property: Record
+) -> None:
     """A terminated run leaves nothing; after a killed one, nothing is left once the next has looked."""
     stopper = Stopper(program, stores, tmp_path / "trace", ("create",))
     steps = stopper.steps()
@@ -134,10 +138,10 @@ def test_create_stopped_at_every_step(program: AtStep, stores: Stores, tmp_path:
     assert stopper.steps()
     assert assert_every_set_is_whole(stores) == 2
     assert_nothing_is_left(stores)
-    print(f"\ncreate was hit by {action} at: {', '.join(steps)}")
+    record_property("listed", f"create was hit by {action} at: {', '.join(steps)}")
 
 
-def test_disk_filled_at_every_step(program: AtStep, stores: Stores, tmp_path: Path) -> None:
+def test_disk_filled_at_every_step(program: AtStep, stores: Stores, tmp_path: Path, record_property: Record) -> None:
     if not can_mount(tmp_path / "probe"):
         pytest.skip("this machine does not let us mount a small disk")
     stopper = Stopper(program, stores, tmp_path / "trace", ("create",))
@@ -163,10 +167,13 @@ def test_disk_filled_at_every_step(program: AtStep, stores: Stores, tmp_path: Pa
         assert failures > len(steps) / 2, f"the disk was full at {failures} of {len(steps)} steps only"
         assert stopper.steps()
         assert assert_every_set_is_whole(stores) == 2
+    record_property("listed", f"create met a full disk at: {', '.join(steps)}")
 
 
 @pytest.mark.parametrize("action", ["kill", "term"])
-def test_restore_stopped_at_every_step(program: AtStep, stores: Stores, tmp_path: Path, action: str) -> None:
+def test_restore_stopped_at_every_step(
+    program: AtStep, stores: Stores, tmp_path: Path, action: str, record_property: Record
+) -> None:
     """A terminated restore takes everything back by itself; what a killed one left, the next finishes or undoes."""
     before = compare.capture(stores)
     command.create(stores)
@@ -188,7 +195,7 @@ def test_restore_stopped_at_every_step(program: AtStep, stores: Stores, tmp_path
         shutil.rmtree(stores.backup_dir / ".state" / "previous", ignore_errors=True)
     assert command.restore(stores, "latest")["equal"]
     assert compare.differences(before, compare.capture(stores)) == []
-    print(f"\nrestore was hit by {action} at: {', '.join(steps)}")
+    record_property("listed", f"restore was hit by {action} at: {', '.join(steps)}")
 
 
 def test_what_could_not_be_taken_back_is_left_to_the_next_run(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import command, compare
+from tests.support import command, compare, data
 from tests.support.servers import Stores
 
 GUIDE_TEXT = """\
@@ -276,6 +276,36 @@ def test_another_environment(stores: Stores) -> None:
     with stores.postgres.connect("agentmem_restored") as restored, stores.postgres.connect(stores.postgres.dbname) as live:
         query = "SELECT md5(string_agg(m::text, '|' ORDER BY m::text)) FROM memories m"
         assert restored.execute(query).fetchone() == live.execute(query).fetchone()
+
+
+def test_another_host_gets_everything(stores: Stores) -> None:
+    """Other servers, other passwords, another directory, another name for the database, a prefix for the collections."""
+    made = command.create(stores)
+    before = compare.capture(stores)
+    with Stores() as other:
+        env = {**other.environment(), "BACKUP_DIR": str(stores.backup_dir), "DB_NAME": "agentmem copy"}
+        words = ("restore", made["id"], "--yes", "--json", *command.QUIET)
+        refused = command.run(stores, *words, env=env)
+        assert refused.returncode == 1
+        assert f'CREATE ROLE "{data.READER}" first' in refused.stderr
+        data.create_reader(other.postgres)
+        answer = json.loads(command.good(stores, *words, env=env).stdout)
+        assert answer["equal"]
+        assert set(answer["components"]) == {"postgresql", "redis", "qdrant", "config"}
+        with other.postgres.connect() as connection:
+            connection.execute(f'DROP DATABASE IF EXISTS "{other.postgres.dbname}"')
+            connection.execute(f'ALTER DATABASE "agentmem copy" RENAME TO "{other.postgres.dbname}"')
+        assert compare.differences(before, compare.capture(other)) == []
+        command.good(stores, *words, "--component", "qdrant", "--collection-prefix", "old_", env=env)
+        with other.qdrant.client() as client:
+            names = {one["name"] for one in client.get("/collections").json()["result"]["collections"]}
+            aliases = client.get("/aliases").json()["result"]["aliases"]
+        assert names == {"agents", "memories", "old_agents", "old_memories"}
+        assert {(one["alias_name"], one["collection_name"]) for one in aliases} == {
+            ("current", "memories"),
+            ("old_current", "old_memories"),
+        }
+    assert compare.differences(before, compare.capture(stores)) == [], "the first stores were touched"
 
 
 def test_before_a_time_takes_the_newest_verified_set_before_it(stores: Stores) -> None:
@@ -629,7 +659,11 @@ def test_help_completion_and_version(stores: Stores) -> None:
         assert "--json" in command.good(stores, verb, "--help").stdout
     script = command.good(stores, "completion", "bash").stdout
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
-    assert "restore" in script
+    for words, offered in (("re", "restore report"), ("restore --accept ma", "maxmemory"), ("create --component q", "qdrant")):
+        typed = f"COMP_WORDS=(agentmem-backup {words}); COMP_CWORD={len(words.split())}"
+        program = f'{script}\n{typed}; _shtab_agentmem_backup; echo "${{COMPREPLY[*]}}"'
+        done = subprocess.run(["bash", "-s"], input=program, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == offered
     done = command.run(stores, "destroy")
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1

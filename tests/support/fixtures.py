@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from psycopg import sql
@@ -63,6 +64,13 @@ def pytest_report_header() -> list[str]:
     bindirs = postgres_bindirs()
     programs = [str(bindirs[0] / "postgres") if bindirs else "postgres", "redis-server"]
     return [f"Qdrant: {server}", "Servers: " + ", ".join(_version(program) for program in programs)]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What tests have recorded for a person to read, such as the steps at which runs were killed."""
+    told = [value for one in terminalreporter.stats.get("passed", []) for name, value in one.user_properties if name == "listed"]
+    for text in dict.fromkeys(told):
+        terminalreporter.write_line(text)
 
 
 def _version(program: str) -> str:
