@@ -52,12 +52,15 @@ LONG = "ü" * 80  # the server makes a file name of it, with its peer and the ti
 
 class Proxy:
     """Between the engine and the server. `before(method, path)` is called first; `alter(method, path, answer)` may change
-    (status, headers, content) of an answer, or say `cut` (half of it) or `drop` (nothing at all)."""
+    (status, headers, content) of an answer, or say `cut` (half of it) or `drop` (nothing at all). `received` counts the bytes
+    of bodies while they come; `hang_up` ends connections on which one is still coming."""
 
     def __init__(self, server: Qdrant):
         self.before: Callable[[str, str], object] = lambda method, path: None
         self.alter: Callable[[str, str, dict[str, Any]], object] = lambda method, path, answer: None
         self.asked: list[tuple[str, str]] = []
+        self.received: dict[str, int] = {}
+        self.hang_up = threading.Event()
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -74,7 +77,7 @@ class Proxy:
 
             def do_any(self) -> None:
                 length = int(self.headers.get("content-length", "0"))
-                body = self.rfile.read(length)
+                body = self.body(length)
                 if len(body) < length:  # as a server does with a request that is cut: nothing
                     self.close_connection = True
                     return
@@ -99,6 +102,16 @@ class Proxy:
                     "content": content,
                 }
                 self.answer(answer, proxy.alter(self.command, self.path, answer))
+
+            def body(self, length: int) -> bytes:
+                body = b""
+                while len(body) < length and not proxy.hang_up.is_set():
+                    part = self.rfile.read1(length - len(body))
+                    if not part:
+                        break
+                    body += part
+                    proxy.received[self.path] = len(body)
+                return body
 
             def answer(self, answer: dict[str, Any], how: object) -> None:
                 if how == "drop":
@@ -1176,17 +1189,18 @@ def test_field_note_the_upload_asks_for_everything_explicitly(filled: Case, prox
     ]
 
 
-def test_a_file_changed_after_its_verification_reaches_no_collection(filled: Case) -> None:
+@pytest.mark.parametrize("name", ["memories", "agents"])
+def test_a_file_changed_after_its_verification_reaches_no_collection(filled: Case, name: str) -> None:
     """The digest is compared while it streams: the server never gets the end of the upload."""
     source = filled.dump()
     members = unpacked(source)
-    changed = bytearray(members["memories.snapshot"])
+    changed = bytearray(members[f"{name}.snapshot"])
     changed[len(changed) // 2] ^= 1
-    bad = repacked(filled.base / "bad.tar", {**members, "memories.snapshot": bytes(changed)}, source.entry)
+    bad = repacked(filled.base / "bad.tar", {**members, f"{name}.snapshot": bytes(changed)}, source.entry)
     before = filled.facts()
     restoration = filled.component.restoration(bad, RestoreOptions())
-    restoration.prepare()
-    with pytest.raises(VerificationError, match=r"memories\.snapshot is not what was backed up"):
+    with pytest.raises(VerificationError, match=rf"{name}\.snapshot is not what was backed up"):
+        restoration.prepare()  # here already where it is sent ahead
         restoration.commit()
     restoration.abort()
     restoration.close()
@@ -1400,6 +1414,73 @@ def test_a_restore_killed_in_its_upload_is_cleaned_up(filled: Case, proxy: Proxy
     assert filled.snapshots() == []
 
 
+def sent_ahead(proxy: Proxy, name: str) -> int:
+    """How many bytes of an upload's body have come, of one that is not asked for yet."""
+    assert not any(is_upload(*asked) for asked in proxy.asked)
+    return sum(size for path, size in proxy.received.items() if f"/{name}/snapshots/upload" in path)
+
+
+def test_the_largest_snapshot_is_sent_before_the_switch_and_used_in_it(filled: Case, proxy: Proxy) -> None:
+    source = filled.dump()
+    assert source.entry is not None
+    wanted = filled.facts()
+    size = unpacked(source).pop("memories.snapshot")
+    filled.ask("POST", "/collections/memories/points/delete?wait=true", {"points": [data.point_id(1)]})
+    live = filled.facts()
+    restoration = filled.component.restoration(source, RestoreOptions())
+    restoration.prepare()
+    while sent_ahead(proxy, "memories") < len(size) - 128 * 1024:
+        time.sleep(0.01)
+    assert sent_ahead(proxy, "agents") == 0
+    assert filled.differs(live) == []
+    restoration.commit()
+    restoration.complete()
+    assert restoration.compare().differences == []
+    restoration.close()
+    assert filled.differs(wanted) == []
+    assert filled.snapshots() == []
+    uploads = [path for method, path in proxy.asked if is_upload(method, path)]
+    assert sorted(path.split("/")[2] for path in uploads) == ["agents", "memories"]
+
+
+def test_what_was_sent_ahead_is_never_used_when_the_restore_is_given_up(filled: Case, proxy: Proxy) -> None:
+    source = filled.dump()
+    filled.ask("POST", "/collections/memories/points/delete?wait=true", {"points": [data.point_id(1)]})
+    live, before = filled.facts(), set(threading.enumerate())
+    restoration = filled.component.restoration(source, RestoreOptions())
+    restoration.prepare()
+    while not sent_ahead(proxy, "memories"):
+        time.sleep(0.01)
+    restoration.abort()
+    restoration.close()
+    assert [thread for thread in set(threading.enumerate()) - before if thread.name == "qdrant-request"] == []
+    assert not any(is_upload(*asked) for asked in proxy.asked)
+    assert filled.differs(live) == []
+    assert filled.snapshots() == []
+
+
+def test_what_was_sent_ahead_is_sent_anew_where_its_connection_broke(
+    filled: Case, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a proxy does that waits for nobody. A few bytes now and then tell us."""
+    monkeypatch.setattr(store, "_DRIP_S", 0.02)
+    source, wanted = filled.dump(), filled.facts()
+    filled.ask("POST", "/collections/memories/points/delete?wait=true", {"points": [data.point_id(1)]})
+    restoration = filled.component.restoration(source, RestoreOptions())
+    restoration.prepare()
+    proxy.hang_up.set()
+    assert restoration._ahead is not None
+    while not restoration._ahead.sending.broken:
+        time.sleep(0.01)
+    proxy.hang_up.clear()
+    restoration.commit()
+    restoration.complete()
+    restoration.close()
+    assert filled.differs(wanted) == []
+    assert filled.snapshots() == []
+    assert any("sending anew" in text for text in filled.reporter.steps)
+
+
 def test_a_damaged_safety_copy_is_not_put_back(filled: Case) -> None:
     source = filled.dump()
     restoration = filled.restore(source)
@@ -1495,7 +1576,7 @@ def test_an_upload_that_is_cut_does_nothing_even_when_the_run_goes_on(filled: Ca
     given_up, ended = threading.Event(), threading.Event()
     digest = hashlib.sha256(content).hexdigest()
     with pytest.raises(Cancelled):
-        node.upload("memories", "agentmem-restore-1.snapshot", pieces(), len(content), digest, lambda: announced.append(True))
+        node.send("memories", "agentmem-restore-1.snapshot", pieces(), len(content), digest, lambda: announced.append(True)).end()
     given_up.set()
     for thread in set(threading.enumerate()) - others:
         if thread.name == "qdrant-request":
@@ -1512,7 +1593,7 @@ def test_a_killed_upload_that_the_server_finishes_late_is_cleaned_up(filled: Cas
     source = filled.dump()
     restoration = filled.component.restoration(source, RestoreOptions())
     restoration.prepare()
-    monkeypatch.setattr(store.Node, "upload", _killed_with_the_end_sent)
+    monkeypatch.setattr(store.Sending, "end", _killed_with_the_end_sent)
     with pytest.raises(BackupError, match="killed"):
         restoration.commit()
     assert [step["step"] for step in filled.steps][-2:] == ["qdrant_upload", "qdrant_sent"]
@@ -1537,9 +1618,9 @@ def test_a_killed_upload_that_the_server_finishes_late_is_cleaned_up(filled: Cas
     restoration.close()
 
 
-def _killed_with_the_end_sent(self: store.Node, collection: str, name: str, *arguments: Any) -> None:
-    *__, announce = arguments
-    announce()
+def _killed_with_the_end_sent(self: store.Sending) -> None:
+    self._body._announce()
+    self.give_up()
     raise BackupError("killed")
 
 

@@ -458,8 +458,10 @@ class Reader:
         advance: Callable[[int], None] | None = None,
         past_cache: bool = False,
         growing: Growing | None = None,
+        hashing: bool = True,
     ):
-        """`compression` is what the file's name tells where it is None. `advance` is told how many raw bytes went by.
+        """`compression` is what the file's name tells where it is None. `advance` is told how many raw bytes went by. Without
+        `hashing` the `Digest` has no SHA-256.
 
         `past_cache`: read what lies on the disk and not what the kernel remembers of it, where the file system can (open(2),
         O_DIRECT). It also costs a fifth of the processor time of a read that fills the page cache. `growing`: the file is still
@@ -468,6 +470,7 @@ class Reader:
         self.path = path
         self._past_cache = past_cache
         self._growing = growing
+        self._hashing = hashing
         self._compression = compression or compression_of(path)
         self._advance = advance
         self._stored = hashlib.sha256()
@@ -484,7 +487,8 @@ class Reader:
                 try:
                     while size := self._next(descriptor, buffer):
                         with buffer[:size] as piece:
-                            self._stored.update(piece)
+                            if self._hashing:
+                                self._stored.update(piece)
                             self._stored_bytes += size
                             yield piece
                 finally:
@@ -576,7 +580,7 @@ class Reader:
         """What was read. Raises BackupError before the end was reached."""
         if not self._complete:
             raise BackupError(f"{self.path} was not read to its end")
-        return Digest(self._stored_bytes, self._stored.hexdigest(), self._raw_bytes)
+        return Digest(self._stored_bytes, self._stored.hexdigest() if self._hashing else "", self._raw_bytes)
 
 
 def _is_direct(descriptor: int) -> bool:

@@ -13,8 +13,10 @@ can be taken back, and says for each store what is live now and where the old da
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -266,6 +268,27 @@ def _file_source(name: str, path: Path) -> Source:
     return Source(path.absolute(), pipeline.compression_of(path), entry)
 
 
+class _Turns:
+    """Those that are named go one after the other, in this order; whoever is not named need not wait."""
+
+    def __init__(self, names: list[str]):
+        self._done = {name: threading.Event() for name in names}
+
+    @contextlib.contextmanager
+    def take(self, name: str) -> Iterator[None]:
+        """The turn of `name`, which may have to be waited for. Raises Cancelled where the run is being stopped."""
+        names = list(self._done)
+        try:
+            for before in names[: names.index(name)] if name in names else []:
+                while not self._done[before].wait(0.5):
+                    if process.stopping():
+                        raise Cancelled("the run is being stopped")
+            yield
+        finally:
+            if name in names:
+                self._done[name].set()
+
+
 class _Run:
     """One restore under way."""
 
@@ -408,10 +431,26 @@ class _Run:
                 self.reporter.step(f"{name}: prepared{compared}")
             return found
 
-        checks = crew.each(lambda name: self._timed(name, lambda: prepare(name)))
+        turns = _Turns(self._one_after_the_other())
+
+        def in_turn(name: str) -> Comparison:
+            with turns.take(name):
+                return self._timed(name, lambda: prepare(name))  # type: ignore[no-any-return]
+
+        checks = crew.each(in_turn)
         differences = [f"{name}: {text}" for name, one in checks.items() for text in one.differences]
         if differences:
             raise VerificationError(f"what was prepared is not what was backed up: {'; '.join(differences[:10])}")
+
+    def _one_after_the_other(self) -> list[str]:
+        """The stores that take turns, the largest first, where there are more stores than processors.
+
+        PostgreSQL's rows and indexes take longest by far: what the others do meanwhile must not take the processors from it.
+        """
+        if "postgresql" not in self.components or (os.cpu_count() or 1) >= len(self.components):
+            return []
+        others = [name for name in self.components if name != "postgresql"]
+        return sorted(others, key=lambda name: -self.sources[name].path.stat().st_size)
 
     def _switch(self, crew: Crew) -> None:
         with fence.closed(self.settings, self.reporter, {"verb": "restore", "what": self.name}):

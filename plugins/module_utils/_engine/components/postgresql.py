@@ -1234,6 +1234,13 @@ FROM pg_catalog.pg_stat_activity a LEFT JOIN pg_catalog.pg_roles s ON s.oid = a.
 WHERE a.datid = %s AND a.usesysid IS NOT NULL AND coalesce(a.backend_type, 'client backend') = 'client backend'
   AND a.pid <> pg_catalog.pg_backend_pid()"""
 
+_ANALYZED = """
+SELECT n.nspname, c.relname
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'm', 'p') AND NOT c.relispartition AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+ORDER BY pg_catalog.pg_table_size(c.oid) DESC, 1, 2"""
+"""Tables and materialized views; a partitioned table brings its partitions along."""
+
 # --------------------------------------------------------------------------------------------------------- the restore
 
 
@@ -1275,11 +1282,7 @@ class PostgresqlRestoration(Restoration):
             self._made = True
             self._pg_restore(archive)
             self._file.unlink()
-            with (
-                contextlib.closing(self._access.connect(self._new)) as inside,
-                self._access.answered("analyzing the new database"),
-            ):
-                inside.execute("ANALYZE")
+            self._analyze()
             for refusal in furnish(connection, self._new, self._target):
                 self._component.reporter.warn(f"postgresql: not restored: {refusal}")
 
@@ -1311,10 +1314,9 @@ class PostgresqlRestoration(Restoration):
         tool, target = self._target.tool, self._target
         if tool is None:
             raise BackupError("no pg_restore was found")
-        jobs = self._settings.jobs or min(4, os.cpu_count() or 1)
         # A name may look like a connection string; one inside a connection string does not.
         name = "dbname='" + self._new.replace("\\", "\\\\").replace("'", "\\'") + "'"
-        command = [tool.path, "--exit-on-error", "--no-password", f"--jobs={jobs}", f"--dbname={name}"]
+        command = [tool.path, "--exit-on-error", "--no-password", f"--jobs={self._jobs}", f"--dbname={name}"]
         command += ["--no-owner"] if target.no_owner else []
         command += ["--no-privileges"] if target.no_privileges else []
         command += self._use_list(archive)
@@ -1331,6 +1333,31 @@ class PostgresqlRestoration(Restoration):
         path = self._file.with_suffix(".list")
         path.write_text("".join(f"{entry.dump_id};\n" for entry in kept))
         return [f"--use-list={path}"]
+
+    @property
+    def _jobs(self) -> int:
+        return self._settings.jobs or min(4, os.cpu_count() or 1)
+
+    def _analyze(self) -> None:
+        """ANALYZE every table that was restored, the largest first, several at once.
+
+        Not the whole database: of what only superusers may analyze the server would write a warning each into its log.
+        """
+        with contextlib.closing(self._access.connect(self._new)) as connection, self._access.answered("listing the new tables"):
+            tables = [identifier(schema) + "." + identifier(name) for schema, name in rows(connection, _ANALYZED)]
+        left = iter(tables)
+
+        def work() -> None:
+            with (
+                contextlib.closing(self._access.connect(self._new)) as connection,
+                self._access.answered("analyzing the new database"),
+            ):
+                for table in left:  # shared: each takes the next one
+                    connection.execute(statement("ANALYZE {}", table))
+
+        with ThreadPoolExecutor(self._jobs, thread_name_prefix="analyze") as pool:
+            for done in [pool.submit(work) for __ in range(min(self._jobs, len(tables)))]:
+                done.result()
 
     # Comparing
 

@@ -78,6 +78,7 @@ _GRACE_S = 30.0  # within what systemd gives a unit to stop (90 s)
 _ARRIVAL_S, _ARRIVAL_BYTES_S = 2.0, 100e6  # a server that has an upload whole hashes it before it lists it
 _OWED_S = 7 * 86400.0
 _COLLECTIONS_AT_ONCE = 4
+_HELD_BACK, _DRIP, _DRIP_S = 64 * 1024, 16, 2.0  # bytes, bytes, seconds: enough for two hours
 _SCROLLED_NUMBERS = 20_000_000  # of larger collections the live content is compared by a snapshot
 _CREATED_WITH = ("hnsw_config", "wal_config", "quantization_config", "strict_mode_config", "metadata")
 
@@ -101,12 +102,8 @@ class Taken(BackupError):
     """A snapshot of ours is no longer there, or another one lies under its name: somebody else backs up this server, too."""
 
 
-def patiently(action: Callable[[], Result], *, grace_s: float = 0, give_up: Callable[[], bool] = lambda: True) -> Result:
-    """Run `action`, which may take an hour inside the server, so that a run that is being stopped need not wait for it.
-
-    A stopped run still waits `grace_s` for the answer: what the server is about to make must be deleted again. And it
-    waits to the end where `give_up` says no: the action can no longer be called back.
-    """
+def _begun(action: Callable[[], Result]) -> concurrent.futures.Future[Result]:
+    """`action` in a thread of its own, which nobody needs to wait for."""
     done: concurrent.futures.Future[Result] = concurrent.futures.Future()
 
     def work() -> None:
@@ -116,6 +113,17 @@ def patiently(action: Callable[[], Result], *, grace_s: float = 0, give_up: Call
             done.set_exception(error)
 
     threading.Thread(target=work, name="qdrant-request", daemon=True).start()
+    return done
+
+
+def patiently(
+    done: concurrent.futures.Future[Result], *, grace_s: float = 0, give_up: Callable[[], bool] = lambda: True
+) -> Result:
+    """Wait for what may take an hour inside the server, so that a run that is being stopped need not wait for it.
+
+    A stopped run still waits `grace_s` for the answer: what the server is about to make must be deleted again. And it
+    waits to the end where `give_up` says no: the action can no longer be called back.
+    """
     deadline: float | None = None
     while True:
         if stopping() and not done.done():
@@ -132,6 +140,9 @@ class _Body:
 
     A request that went on behind a run that is being taken back would put the new data over the old once more, and leave
     its file after everybody has looked for it.
+
+    Until `release` its end is held back. Of the last bytes a few go out every two seconds meanwhile: a proxy gives up a
+    connection on which nothing comes (nginx after 60 s), and a connection that breaks is noticed.
     """
 
     def __init__(self, name: str, pieces: Iterable[bytes], announce: Callable[[], None]):
@@ -146,6 +157,9 @@ class _Body:
         self._announce = announce
         self._guard = threading.Lock()
         self._given_up = self._whole = False
+        self._go = threading.Event()
+        self.waits = threading.Event()
+        """All is sent but what is held back."""
 
     def length(self, size: int) -> int:
         """How long it is with `size` bytes of content."""
@@ -153,24 +167,74 @@ class _Body:
 
     def __iter__(self) -> Iterator[bytes]:
         yield self._head
+        last = b""
         for piece in self._pieces:
             self._still_wanted()
-            yield piece
+            yield last
+            last = piece
+        yield last[:-_HELD_BACK]
+        self.waits.set()
+        yield from self._held(last[-_HELD_BACK:])
         self._announce()
         with self._guard:
             self._still_wanted()
             self._whole = True
         yield self._tail
 
+    def _held(self, rest: bytes) -> Iterator[bytes]:
+        while not self._go.wait(_DRIP_S):
+            self._still_wanted()
+            yield rest[:_DRIP]
+            rest = rest[_DRIP:]
+        self._still_wanted()
+        yield rest
+
     def _still_wanted(self) -> None:
         if self._given_up or stopping():
             raise Cancelled("the run is being stopped")
+
+    def release(self) -> None:
+        """Let the end go."""
+        self._go.set()
 
     def give_up(self) -> bool:
         """Never send the end. False where it was sent: the server may be at work, and its answer must be waited for."""
         with self._guard:
             self._given_up = not self._whole
+            self._go.set()
             return self._given_up
+
+
+class Sending:
+    """An upload in a thread of its own: all of it goes out at once but its end, without which the server does nothing."""
+
+    def __init__(self, body: _Body, answer: concurrent.futures.Future[Any]):
+        self._body = body
+        self._answer = answer
+
+    def wait(self) -> None:
+        """Until all is sent but the end. Raises what kept it from going out: Answered, BackupError."""
+        while not self._body.waits.wait(0.2):
+            if self._answer.done():
+                self._answer.result()
+                raise BackupError("Qdrant answered an upload before it had all of it")
+            if stopping() and self._body.give_up():
+                raise Cancelled("the run is being stopped")
+
+    @property
+    def broken(self) -> bool:
+        """Whether it ended by itself, although its end was held back."""
+        return self._answer.done()
+
+    def end(self) -> None:
+        """Send the end and wait for the answer. Raises Answered, BackupError."""
+        self._body.release()
+        patiently(self._answer, give_up=self._body.give_up)
+
+    def give_up(self) -> None:
+        """Break it off before its end; what the server has of it, it throws away."""
+        self._body.give_up()
+        concurrent.futures.wait([self._answer], timeout=_GRACE_S)
 
 
 _REFUSED_IN_NAMES = frozenset('<>:"/\\|?*\0\x1f')
@@ -278,7 +342,7 @@ class Node:
             return self._client.request(method, self.url + path, json=body, **limit)
 
         with self._words(what, within_s):
-            answer = patiently(request) if method == "GET" else request()
+            answer = patiently(_begun(request)) if method == "GET" else request()
         return self._result(answer, what)
 
     def _result(self, answer: Any, what: str) -> Any:
@@ -307,7 +371,7 @@ class Node:
     def greet(self) -> None:
         """Learn the server's version (`GET /` answers without a key)."""
         with self._words("greeting it", _FIRST_S):
-            answer = patiently(lambda: self._client.get(self.url + "/", timeout=_FIRST_S))
+            answer = patiently(_begun(lambda: self._client.get(self.url + "/", timeout=_FIRST_S)))
         self._check(answer, "greeting it")
         try:
             self.version = str(answer.json()["version"])
@@ -396,7 +460,7 @@ class Node:
     def make_snapshot(self, collection: str) -> dict[str, Any]:
         """Make a snapshot: name, size, checksum (null where the server keeps them on S3)."""
         path, what = _path(collection) + "/snapshots", f"making a snapshot of {collection}"
-        found: dict[str, Any] = patiently(lambda: self.ask("POST", path, what=what), grace_s=_GRACE_S)
+        found: dict[str, Any] = patiently(_begun(lambda: self.ask("POST", path, what=what)), grace_s=_GRACE_S)
         return found
 
     def has_snapshot(self, collection: str, made: dict[str, Any]) -> bool:
@@ -467,10 +531,10 @@ class Node:
         if seen != size:
             raise BackupError(f"the snapshot {name} ended after {seen} of {size} bytes: the connection to {self.shown} broke")
 
-    def upload(
+    def send(
         self, collection: str, name: str, pieces: Iterable[bytes], size: int, checksum: str, announce: Callable[[], None]
-    ) -> None:
-        """Make `collection` what a snapshot of `size` bytes holds, under the file name `name`. Raises Answered, BackupError.
+    ) -> Sending:
+        """Begin to make `collection` what a snapshot of `size` bytes holds, under the file name `name`; `end` does it.
 
         Always with priority=snapshot: the default differs between versions. `announce` is called before the end is sent:
         from then on the server may do it, whatever becomes of us.
@@ -480,11 +544,12 @@ class Node:
         path = f"{_path(collection)}/snapshots/upload?wait=true&priority=snapshot&checksum={checksum}"
         what = f"restoring collection {collection}"
 
-        def send() -> Any:
+        def post() -> Any:
             with self._words(what):
-                return self._client.post(self.url + path, content=iter(body), headers=headers)
+                answer = self._client.post(self.url + path, content=iter(body), headers=headers)
+            return self._result(answer, what)
 
-        self._result(patiently(send, give_up=body.give_up), what)
+        return Sending(body, _begun(post))
 
     def create_index(self, collection: str, field_name: str, schema: Any) -> None:
         """Make a payload index and wait for it."""
@@ -1027,7 +1092,7 @@ class QdrantComponent(Component):
         note = {"url": node.url, "collection": collection, "name": name, "size": size}
         self.note(_UPLOADING, **note, safety=safety, created=False)
         announce = functools.partial(self.note, _SENT, **note)
-        node.upload(collection, name, _file_pieces(path), size, safety["sha256"], announce)
+        node.send(collection, name, _file_pieces(path), size, safety["sha256"], announce).end()
 
     def forget_upload(self, node: Node, collection: str, name: str) -> bool:
         """Delete an uploaded file, which the server keeps in its snapshots folder, also after a failure; was it there?
@@ -1689,6 +1754,16 @@ class _Upload:
         return {"step": _UPLOADING, "url": self.node.url, "collection": self.collection, "name": self.name}
 
 
+@dataclass
+class _Ahead:
+    """What was sent before the switch, all but its end."""
+
+    upload: _Upload
+    target: _Target
+    file: str
+    sending: Sending
+
+
 class QdrantRestoration(Restoration):
     """Absent collections are uploaded in `prepare`; those that are there are saved in `prepare` and replaced in `commit`."""
 
@@ -1703,6 +1778,7 @@ class QdrantRestoration(Restoration):
         self.previous = _new_folder(Path(component.settings.backup_dir) / ".state" / "previous", component.context.stamp)
         self.aliases_before: dict[str, str] | None = None
         self._leftovers: list[_Upload] = []
+        self._ahead: _Ahead | None = None
         try:
             self._look()
         except BaseException:
@@ -1876,6 +1952,7 @@ class QdrantRestoration(Restoration):
             if target.live is not None:
                 self._save(target)
         self._upload([target for target in self.targets if not target.there])
+        self._send_ahead()
 
     def _save(self, target: _Target) -> None:
         """A snapshot of the live collection, fetched, compared and durable, before anything may be uploaded over it."""
@@ -1911,11 +1988,60 @@ class QdrantRestoration(Restoration):
         for target in targets:
             if len(self.nodes) > 1 and not target.there:
                 self._place_shards(target)
-        for record, target, pieces in _snapshots_of(self.source, wanted):
-            self._upload_one(target, self.by_name[record["node"]], record, pieces)
+
+        def arrived(target: _Target) -> None:
             left[target.name] -= 1
             if not left[target.name]:
                 self._finish(target)
+
+        if (ahead := self._ahead) is not None and self._end_ahead(ahead):
+            del wanted[ahead.file]
+            arrived(ahead.target)
+        if not wanted:
+            return
+        for record, target, pieces in _snapshots_of(self.source, wanted):
+            upload, sending = self._begin(target, record, pieces)
+            target.touched = True
+            with self._kept(upload):
+                sending.end()
+            arrived(target)
+
+    def _send_ahead(self) -> None:
+        """Send the largest of the snapshots that will overwrite a collection, all but its end: the switch is that much shorter.
+
+        Only that one: the server keeps what came of it on its disk, and needs as much once more for each that it puts in place.
+        """
+        waiting: Wanted = {
+            one["file"]: (target, one) for target in self.targets if target.there for one in target.record["snapshots"]
+        }
+        if not waiting:
+            return
+        largest = max(waiting, key=lambda file: int(waiting[file][1]["size"]))
+        for record, target, pieces in _snapshots_of(self.source, {largest: waiting[largest]}):
+            upload, sending = self._begin(target, record, pieces)
+            self._ahead = _Ahead(upload, target, largest, sending)
+            sending.wait()
+            self.component.reporter.step(f"qdrant: the new collection {target.name} is sent and waits for the switch")
+
+    def _end_ahead(self, ahead: _Ahead) -> bool:
+        """Put in place what was sent ahead. Where its connection broke meanwhile nothing came of it: False."""
+        self._ahead = None
+        if ahead.sending.broken:
+            ahead.upload.known = True
+            self.component.reporter.step(
+                f"qdrant: the connection broke while {ahead.target.name} waited for the switch; sending anew"
+            )
+            return False
+        ahead.target.touched = True
+        with self._kept(ahead.upload):
+            ahead.sending.end()
+        return True
+
+    def _drop_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.sending.give_up()
+            self._ahead.upload.known = True
+            self._ahead = None
 
     def _place_shards(self, target: _Target) -> None:
         """Make a collection of a cluster whose shards lie where they lay.
@@ -1960,20 +2086,19 @@ class QdrantRestoration(Restoration):
             changes += [("drop_replica", {"shard_id": shard, "peer_id": int(one)}) for one in extra]
         return changes
 
-    def _upload_one(self, target: _Target, node: Node, record: dict[str, Any], pieces: Iterator[bytes]) -> None:
+    def _begin(self, target: _Target, record: dict[str, Any], pieces: Iterator[bytes]) -> tuple[_Upload, Sending]:
+        node = self.by_name[record["node"]]
         safety = next((one for where, one in target.safety if where is node), None)
         upload = _Upload(node, target.name, _upload_name())
+        self._leftovers.append(upload)
         note = {"url": node.url, "collection": target.name, "name": upload.name, "size": int(record["size"])}
         self.component.note(_UPLOADING, **note, safety=safety, created=not target.there)
         announce = functools.partial(self.component.note, _SENT, **note)
-        target.touched = True
-        with self._kept(upload):
-            node.upload(target.name, upload.name, pieces, int(record["size"]), str(record["sha256"]), announce)
+        return upload, node.send(target.name, upload.name, pieces, int(record["size"]), str(record["sha256"]), announce)
 
     @contextlib.contextmanager
     def _kept(self, upload: _Upload) -> Iterator[None]:
         """Delete the uploaded file once it was answered; after a failure `abort` and `close` do."""
-        self._leftovers.append(upload)
         try:
             yield
         except BackupError as error:
@@ -2138,6 +2263,7 @@ class QdrantRestoration(Restoration):
 
     def abort(self) -> None:
         """Upload the safety copies back, delete what was created, put the old aliases back. Raises BackupError for what stays."""
+        self._drop_ahead()
         self._sweep()
         troubles = []
         for target in reversed(self.targets):
@@ -2164,6 +2290,7 @@ class QdrantRestoration(Restoration):
         else:
             for node, safety in target.safety:
                 upload = _Upload(node, target.name, _upload_name())
+                self._leftovers.append(upload)
                 with self._kept(upload):
                     self.component.upload_file(node, target.name, safety, upload.name)
             self._settled(target.name)
@@ -2198,6 +2325,7 @@ class QdrantRestoration(Restoration):
 
     def close(self) -> None:
         """Delete uploaded files that are still there; the old data stays in `.state/previous`."""
+        self._drop_ahead()
         self._sweep()
         left, self._leftovers = self._leftovers, []
         self.disconnect()
