@@ -54,4 +54,11 @@ options:
     description:
       - Text to put in front of the name of every collection and alias, so that they come back beside the present ones.
     type: str
+  qdrant_restore_method:
+    description:
+      - How a collection comes back that is there and that the application reaches through an alias. V(overwrite) ends under its
+        own name, over a safety copy. V(alias) restores it beside, under a new name, and switches its aliases in one request. The
+        present collection stays until it is deleted by hand.
+    type: str
+    choices: [overwrite, alias]
 """

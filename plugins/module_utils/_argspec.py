@@ -97,7 +97,13 @@ QDRANT = ArgumentSpec(
     }
 )
 QDRANT_FILTERS = ArgumentSpec({"qdrant_include_collections": _words(), "qdrant_exclude_collections": _words()})
-QDRANT_TARGET = ArgumentSpec({"qdrant_only_collections": _words(), "qdrant_collection_prefix": _text()})
+QDRANT_TARGET = ArgumentSpec(
+    {
+        "qdrant_only_collections": _words(),
+        "qdrant_collection_prefix": _text(),
+        "qdrant_restore_method": _text(choices=["overwrite", "alias"]),
+    }
+)
 
 CONFIG = ArgumentSpec({"config_directory": {"type": "path"}, "config_extra_paths": {"type": "list", "elements": "path"}})
 

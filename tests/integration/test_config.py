@@ -331,6 +331,15 @@ def test_a_path_that_cannot_be_meant_is_refused(case: Case, path: str) -> None:
     assert "config.directory" in problem
 
 
+@pytest.mark.parametrize("path", ["/", "/etc", "/usr/local/", "link"])
+def test_nothing_is_restored_into_a_directory_of_the_whole_system(case: Case, tmp_path: Path, path: str) -> None:
+    source = case.dump()
+    (tmp_path / "link").symlink_to("/etc")
+    case.settings.config.directory = str(tmp_path / path) if path == "link" else path
+    [problem] = case.component().plan_restore(source, RestoreOptions()).problems
+    assert "is a directory of the whole system" in problem
+
+
 def test_every_problem_is_told_at_once(case: Case) -> None:
     case.settings.config.extra_paths = [str(case.base / "gone.pem"), str(case.base / "gone too")]
     shutil.rmtree(case.directory)

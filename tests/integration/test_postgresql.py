@@ -378,7 +378,7 @@ def test_open_sessions_are_told_in_the_plan(store: Store) -> None:
     with store.server.connect_application(application_name="the application"):
         plan = store.plan(source)
     assert plan.problems == []
-    assert any("1 open sessions of agentmem will be ended (the application)" in line for line in plan.lines)
+    assert any("1 open session of agentmem will be ended (the application)" in line for line in plan.lines)
 
 
 def test_another_environment_gets_another_name_and_owner(store: Store) -> None:

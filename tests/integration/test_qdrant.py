@@ -1705,3 +1705,116 @@ def test_what_cannot_be_deleted_now_is_deleted_by_a_later_run(filled: Case, prox
 def _no_deletion(method: str, path: str) -> None:
     if method == "DELETE":
         raise ConnectionError
+
+
+# -- the restore by alias ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def aliased(filled: Case) -> Case:
+    """A server whose application goes through the alias `current`, and a restore that switches it."""
+    filled.settings.qdrant.restore_method = "alias"
+    return filled
+
+
+def beside(case: Case) -> list[str]:
+    return [item["name"] for item in case.ask("GET", "/collections")["collections"] if "__restored_" in item["name"]]
+
+
+def alias(case: Case) -> str | None:
+    """Where the alias `current` points."""
+    found = {one["alias_name"]: one["collection_name"] for one in case.ask("GET", "/aliases")["aliases"]}
+    return found.get("current")
+
+
+def changed(case: Case) -> None:
+    """The points of `memories` that an accident leaves."""
+    case.ask("POST", "/collections/memories/points/delete?wait=true", {"points": [data.point_id(n) for n in range(1, 90)]})
+
+
+def test_field_note_behind_an_alias_the_restored_collection_stands_beside(aliased: Case) -> None:
+    good = aliased.facts()
+    source = aliased.dump(CONTENT)
+    changed(aliased)
+    damaged = aliased.facts()
+    plan = aliased.plan(source)
+    assert plan.problems == []
+    assert any("collection memories stays as it is, until you delete it" in line for line in plan.lines)
+    assert any("alias current will point to memories__restored_" in line for line in plan.lines)
+    assert aliased.differs(damaged) == []
+    restored = aliased.restore(source)
+    (new,) = beside(aliased)
+    assert f"restored: {new}" in restored.state() or f"restored: agents, {new}" in restored.state()
+    assert "kept with what they held, until you delete them: memories" in restored.state()
+    assert alias(aliased) == new
+    now = aliased.facts()
+    # The collection's own name still has what it held, and what the alias leads to is what was backed up.
+    in_place = {name: fact for name, fact in now.items() if new not in name and "alias" not in name}
+    assert in_place == {name: fact for name, fact in damaged.items() if "alias" not in name}
+    renamed = {name.replace(new, "memories"): fact for name, fact in now.items() if new in name}
+    assert renamed == {name: fact for name, fact in good.items() if "memories" in name}
+    assert aliased.snapshots() == []
+    assert not (restored.previous / "memories.snapshot").exists(), "nothing of it is overwritten, so nothing need be saved"
+
+
+def test_a_second_restore_by_alias_and_a_look_find_what_the_alias_leads_to(aliased: Case) -> None:
+    source = aliased.dump(CONTENT)
+    changed(aliased)
+    aliased.restore(source)
+    (first,) = beside(aliased)
+    look = aliased.component.restoration(source, RestoreOptions())
+    assert look.compare().differences == []
+    look.close()
+    wait_for_a_new_second()
+    aliased.restore(source)
+    second = alias(aliased)
+    assert second in beside(aliased)
+    assert second != first
+    again = aliased.dump()
+    assert {one["name"] for one in (again.entry or {})["inventory"]["collections"]} == {"agents", "memories", first, second}
+    aliased.ask("POST", f"/collections/{second}/points/delete?wait=true", {"points": [data.point_id(100)]})
+    look = aliased.component.restoration(source, RestoreOptions())
+    assert any("points where the backup has" in text for text in look.compare().differences)
+    look.close()
+
+
+def test_a_collection_that_no_alias_leads_to_is_overwritten_also_by_alias(aliased: Case) -> None:
+    source = aliased.dump()
+    aliased.ask("POST", "/collections/agents/points/delete?wait=true", {"points": [1, 2, 3]})
+    aliased.ask("POST", "/collections/aliases", {"actions": [{"delete_alias": {"alias_name": "current"}}]})
+    changed(aliased)
+    aliased.restore(source)
+    assert beside(aliased) == []
+    assert alias(aliased) == "memories"
+    assert aliased.ask("POST", "/collections/memories/points/count", {"exact": True})["count"] == 200
+    assert aliased.ask("POST", "/collections/agents/points/count", {"exact": True})["count"] == 40
+
+
+@pytest.mark.parametrize("how", ["abort", "killed before", "killed after the switch", "killed when it was final"])
+def test_a_restore_by_alias_is_taken_back_whole(aliased: Case, how: str) -> None:
+    source = aliased.dump()
+    changed(aliased)
+    before = aliased.facts()
+    restoration = aliased.component.restoration(source, RestoreOptions(only_collections=["memories"]))
+    restoration.prepare()
+    assert restoration.check().compared == 1
+    if how != "killed before":
+        restoration.commit()
+        assert alias(aliased) in beside(aliased)
+    if how == "killed when it was final":
+        restoration.complete()
+    steps = list(aliased.steps)
+    if how == "abort":
+        restoration.abort()
+    restoration.close()
+    if how != "abort":
+        component = aliased.component
+        for step in reversed(steps):
+            component.clean_up(step)
+    if how == "killed when it was final":
+        assert alias(aliased) in beside(aliased)
+    else:
+        assert aliased.differs(before) == []
+        assert alias(aliased) == "memories"
+        assert beside(aliased) == []
+    assert aliased.snapshots() == []

@@ -199,6 +199,20 @@ def test_restore_as_files_of_a_stopped_server(serve: Any, bench: Any, appendonly
     assert later != before
 
 
+def test_the_files_of_a_server_that_runs_elsewhere_are_left_alone(serve: Any, bench: Any) -> None:
+    """A wrong port must not take a running server for a stopped one: it would write its own data over the restored files."""
+    server = serve()
+    fill_redis(server)
+    place = bench(server, data_dir=str(server.dir))
+    source = place.dump()
+    place.settings.redis.port = free_port()
+    [problem] = place.component.plan_restore(source, RestoreOptions()).problems
+    assert f"does not answer, but a server (process {server.pid}) works in {server.dir}" in problem
+    assert "correct REDIS_HOST and REDIS_PORT, or stop it" in problem
+    server.stop()
+    assert place.component.plan_restore(source, RestoreOptions()).problems == []
+
+
 def test_appendonly_is_read_in_the_servers_configuration(
     serve: Any, bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -267,6 +267,28 @@ def test_single_files_in_any_combination(stores: Stores) -> None:
     assert compare.differences(before, compare.capture(stores)) == []
 
 
+def test_a_named_file_may_have_any_name(stores: Stores, tmp_path: Path) -> None:
+    """The guide's `--db FILE --redis FILE`: whose a file is the option says."""
+    before = compare.capture(stores)
+    made = command.create(stores)
+    stores.destroy()
+    words = []
+    for option, file, name in (
+        ("--db", f"db_{made['id']}.dump.gz", "last good dump"),
+        ("--redis", f"redis_{made['id']}.rdb", "dump.rdb"),
+        ("--qdrant", f"qdrant_{made['id']}.tar.gz", "vectors"),
+        ("--config", f"config_{made['id']}.tar.gz", "conf.tgz"),
+    ):
+        shutil.copy(stores.backup_dir / file, tmp_path / name)
+        words += [option, str(tmp_path / name)]
+    command.good(stores, *words, "--yes", program="restore.sh")
+    assert compare.differences(before, compare.capture(stores)) == []
+    mixed = command.run(stores, "--redis", str(stores.backup_dir / f"db_{made['id']}.dump.gz"), "--yes", program="restore.sh")
+    assert mixed.returncode == 2
+    assert "is a file of postgresql by its name, and not of redis" in mixed.stderr
+    assert compare.differences(before, compare.capture(stores)) == []
+
+
 def test_another_environment(stores: Stores) -> None:
     made = command.create(stores)
     before = compare.capture(stores)

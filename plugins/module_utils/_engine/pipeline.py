@@ -439,9 +439,21 @@ def _unzstd(packed: Iterator[memoryview], path: Path) -> Iterator[bytes]:
         raise VerificationError(f"{path} is damaged: its zstd frame does not end where the file ends")
 
 
+MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+"""How a compressed file begins (RFC 1952, RFC 8878)."""
+_SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".dump": "none", ".rdb": "none", ".tar": "none"}
+
+
 def compression_of(path: Path) -> str:
-    """The compression that a file's name tells: gzip, zstd or none."""
-    return {".gz": "gzip", ".zst": "zstd"}.get(path.suffix, "none")
+    """The compression that a file's name tells, or, where it has another name than ours, its first bytes: gzip, zstd or none."""
+    if path.suffix in _SUFFIXES:
+        return _SUFFIXES[path.suffix]
+    try:
+        with path.open("rb") as file:
+            begin = file.read(4)
+    except OSError:
+        return "none"
+    return next((name for name, magic in MAGIC.items() if begin.startswith(magic)), "none")
 
 
 class Reader:

@@ -363,7 +363,10 @@ class _Run:
         for name in self.components:
             self.reporter.step(f"{name}: verifying {self.sources[name].path}")
         if self.request.files:
-            reports = [verify.verify_file(self.settings, self.reporter, path) for path in self.request.files.values()]
+            reports = [
+                verify.verify_file(self.settings, self.reporter, path, component_name=name)
+                for name, path in self.request.files.items()
+            ]
             sections = [section for report in reports for section in report.sections]
         else:
             one = backup_set.find(backup_set.directory(self.settings.backup_dir), self.name)

@@ -114,6 +114,11 @@ class QdrantSettings:
     api_key: str = _option("", "key with full access", env="QDRANT_API_KEY", secret=True)
     cacert: str = _option("", "certificate authority of the server")
     timeout_s: float = _option(3600.0, "how long one snapshot or upload may take", bounds=_WAITS)
+    restore_method: str = _option(
+        "overwrite",
+        "overwrite (a collection ends under its own name) or alias (beside it, then the alias is switched)",
+        choices=("overwrite", "alias"),
+    )
     include_collections: list[str] = _option([], "patterns of collections; only these are backed up")
     exclude_collections: list[str] = _option([], "patterns of collections that are left out")
 

@@ -28,7 +28,6 @@ from .settings import Settings
 
 QUICK, FULL = "quick", "full"
 _RULE = "=" * 41
-_MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 
 
 @dataclass
@@ -228,7 +227,7 @@ def examine_file(
     else:
         section.good(f"{label} size OK: {human_size(size)}")
     compression = pipeline.compression_of(path)
-    magic = _MAGIC.get(compression, b"")
+    magic = pipeline.MAGIC.get(compression, b"")
     with path.open("rb") as file:
         if file.read(len(magic)) != magic:
             section.bad(f"{label} is not a {compression} file: {path}")
@@ -323,14 +322,22 @@ def _manifest_section(one: BackupSet, described: manifest.Manifest | None, damag
     return section
 
 
-def verify_file(settings: Settings, reporter: Reporter, path: Path, *, depth: str = FULL) -> Report:
-    """Verify one file, with what its set's manifest says of it where there is one. Raises UsageError for no backup file."""
+def verify_file(
+    settings: Settings, reporter: Reporter, path: Path, *, depth: str = FULL, component_name: str | None = None
+) -> Report:
+    """Verify one file, with what its set's manifest says of it where there is one. Raises UsageError for no backup file.
+
+    Whose it is its name tells; where the caller knows (`component_name`) it may have any other name.
+    """
     begun = time.monotonic()
     if not path.is_file():
         raise UsageError(
             f"there is no file {path}: give the ID of a set (see: agentmem-backup list) or the path of a backup file"
         )
-    name = backup_set.component_of_file(path)
+    named = backup_set.component_of_file(path)
+    name = component_name or named
+    if name is not None and named not in (None, name):
+        raise UsageError(f"{path} is a file of {named} by its name, and not of {name}: name the right one, or rename it")
     if name is None:
         raise UsageError(f"{path} is not a backup file: its name must begin with db_, redis_, qdrant_ or config_")
     context = Context(settings, reporter, path.parent, lambda step, **facts: None)

@@ -19,6 +19,7 @@ import difflib
 import hashlib
 import os
 import platform
+import re
 import secrets
 import shutil
 import stat
@@ -63,6 +64,12 @@ def _path(text_path: str) -> bytes:
 
 def _member_name(path: str) -> str:
     return text(os.fsencode(os.path.normpath(path))).lstrip("/")
+
+
+_SYSTEM = re.compile(
+    rb"/(bin|boot|dev|etc|home|lib|lib64|media|mnt|opt|proc|root|run|sbin|srv|sys|tmp|usr|usr/local|var|var/lib|var/log)?"
+)
+"""Directories that are never AgentMem's own (FHS 3.0)."""
 
 
 class ConfigComponent(Component):
@@ -239,6 +246,12 @@ class ConfigComponent(Component):
 
     def _plan_placement(self, plan: RestorePlan, placement: Placement, listing: Listing) -> None:
         target, entries = shown(placement.target), placement.entries(listing)
+        if _SYSTEM.fullmatch(os.path.realpath(placement.target)):
+            plan.problems.append(
+                f"{target} is a directory of the whole system, and a restore leaves nothing in it but what was backed up: "
+                "set CONFIG_DIR to AgentMem's own directory"
+            )
+            return
         count = f"{len(entries)} file{'s' * (len(entries) != 1)}"
         if not os.path.lexists(placement.target):
             plan.lines.append(f"{target} is made anew with {count}")

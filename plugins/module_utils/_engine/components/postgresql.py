@@ -1204,7 +1204,7 @@ class Assessment:
         sessions = rows(connection, _SESSIONS, [target.live_oid])
         if sessions:
             who = listed({application or user for __, user, application, __ in sessions})
-            plan.lines.append(f"{len(sessions)} open sessions of {target.live} will be ended ({who})")
+            plan.lines.append(f"{len(sessions)} open session{'s' * (len(sessions) != 1)} of {target.live} will be ended ({who})")
         foreign = {user for __, user, __, ours in sessions if not ours}
         if foreign:
             plan.problems.append(

@@ -67,8 +67,10 @@ from .base import (
 INVENTORY = "collections.json"
 _INVENTORY_LIMIT = 256 * 1024 * 1024
 _MAKING, _MADE = "qdrant_snapshot", "qdrant_snapshot_made"
+_BESIDE, _FINAL = "qdrant_beside", "qdrant_final"
 _UPLOADING, _SENT, _UPLOADED = "qdrant_upload", "qdrant_sent", "qdrant_uploaded"
 _OWED = "qdrant-owed.json"  # in .state/: what may yet turn up on a server and must then be deleted
+_RESTORED = re.compile(r"__restored_\d{8}_\d{6}$")  # the end of a collection's name that a restore by alias made
 _STAMP = re.compile(r"-(\d{4}-\d\d-\d\d-\d\d-\d\d-\d\d)\.snapshot$")  # the end of a snapshot's name: its start in UTC
 _MAKE_TRIES, _OPEN_TRIES, _LIST_TRIES = 8, 4, 10
 _SETTLE_S = 5.0  # how long a restored collection may go on optimizing before we stop waiting: it answers all the while
@@ -402,6 +404,19 @@ class Node:
         found = self.ask("GET", "/aliases", what="listing the aliases")["aliases"]
         return {item["alias_name"]: item["collection_name"] for item in found}
 
+    def point_back(self, before: dict[str, str], mine: set[str]) -> None:
+        """Aliases that now point, or pointed `before`, to one of the collections `mine` point where they did; to "", nowhere."""
+        now = self.aliases()
+        actions: list[dict[str, Any]] = []
+        for alias in sorted({*now, *before}):
+            old = before.get(alias) or None
+            if now.get(alias) != old and {now.get(alias), old} & mine:
+                if alias in now:
+                    actions.append({"delete_alias": {"alias_name": alias}})
+                if old:
+                    actions.append({"create_alias": {"alias_name": alias, "collection_name": old}})
+        self.change_aliases(actions)
+
     def change_aliases(self, actions: list[dict[str, Any]]) -> None:
         """All of `actions` in one request, which the server does whole or not at all."""
         if actions:
@@ -690,6 +705,7 @@ class QdrantComponent(Component):
     def __init__(self, context: Context):
         super().__init__(context)
         self._uploaded: set[str] = set()
+        self._final = False
         """Uploads of a killed run that were answered and deleted, as its journal says."""
 
     @property
@@ -933,6 +949,7 @@ class QdrantComponent(Component):
         if step["step"] == _UPLOADED:
             self._uploaded.add(step["name"])
             return
+        self._final = self._final or step["step"] == _FINAL
         node = Node(str(step.get("url", "")), self.options)
         try:
             if step["step"] == _MADE:
@@ -943,8 +960,21 @@ class QdrantComponent(Component):
                 self._await_upload(node, step)
             elif step["step"] == _UPLOADING:
                 self._undo_upload(node, step)
+            elif step["step"] == _BESIDE and not self._final:
+                self._undo_beside(node, step)
         finally:
             node.close()
+
+    def _undo_beside(self, node: Node, step: dict[str, Any]) -> None:
+        """A restore by alias that was killed: its aliases go back to where they pointed, and what it made is deleted."""
+        name = str(step["collection"])
+        if not _RESTORED.search(name) or not node.exists(name):
+            return
+        node.point_back(step["aliases"], {name})
+        node.delete_collection(name)
+        self.reporter.warn(
+            f"collection {name}, which a killed restore had made, was deleted; its aliases point where they did before"
+        )
 
     # What may yet turn up on a server
 
@@ -1728,6 +1758,8 @@ class _Target:
     safety_count: int | None = None
     touched: bool = False
     restored: bool = False
+    beside: str = ""
+    """The collection beside which this one is made, where the application goes through an alias that is then switched."""
 
     @property
     def there(self) -> bool:
@@ -1803,7 +1835,20 @@ class QdrantRestoration(Restoration):
                     target.live = first.info(target.name)
                 except Answered as error:
                     target.broken = str(error)
+                if self.component.options.restore_method == "alias":
+                    self._put_beside(target, first.aliases())
             self.targets.append(target)
+
+    def _put_beside(self, target: _Target, live: dict[str, str]) -> None:
+        """Where the application goes through an alias the collection is restored under a name of its own."""
+        if not any(alias in live for alias in self._aliases_of(target)):
+            return
+        target.beside, target.live, target.broken = target.name, None, ""
+        target.name = f"{_RESTORED.sub('', target.name)}__restored_{self.component.context.stamp}"
+
+    def _aliases_of(self, target: _Target) -> list[str]:
+        prefix = self.options.collection_prefix
+        return [prefix + alias for alias, name in self.inventory["aliases"].items() if name == target.record["name"]]
 
     def _only(self) -> set[str]:
         """The chosen collections: named by themselves or by an alias that the file records."""
@@ -1825,9 +1870,9 @@ class QdrantRestoration(Restoration):
         plan.problems += self._topology_problems() + self._version_problems() + self._name_problems()
         for target in self.targets:
             self._plan_target(target, plan)
-        touched = {target.name for target in self.targets}
+        told = {name for target in self.targets for name in (target.name, target.beside)}
         for name in self.nodes[0].collections():
-            if name not in touched:
+            if name not in told:
                 plan.lines.append(f"collection {name} is not restored and stays as it is")
         for alias, collection in self._aliases().items():
             plan.lines.append(f"alias {alias} will point to {collection}")
@@ -1838,7 +1883,12 @@ class QdrantRestoration(Restoration):
     def _plan_target(self, target: _Target, plan: RestorePlan) -> None:
         what = f"collection {target.name}"
         expected = f"{_expected(self._fingerprint(target))} points"
-        if not target.there:
+        if target.beside:
+            plan.lines.append(
+                f"{what} will be created with {expected}, and its aliases are switched to it in one request; collection "
+                f"{target.beside} stays as it is, until you delete it"
+            )
+        elif not target.there:
             plan.lines.append(f"{what} will be created with {expected}")
         elif target.broken:
             plan.lines.append(f"{what} is broken and will be replaced by {expected}")
@@ -1932,8 +1982,7 @@ class QdrantRestoration(Restoration):
 
     def _aliases(self) -> dict[str, str]:
         """Alias → collection as it shall be, for the chosen collections."""
-        prefix, chosen = self.options.collection_prefix, {target.record["name"] for target in self.targets}
-        return {prefix + alias: prefix + name for alias, name in self.inventory["aliases"].items() if name in chosen}
+        return {alias: target.name for target in self.targets for alias in self._aliases_of(target)}
 
     def _foreign_aliases(self) -> list[str]:
         """Aliases of restored collections that the backup does not have."""
@@ -1951,6 +2000,10 @@ class QdrantRestoration(Restoration):
         for target in self.targets:
             if target.live is not None:
                 self._save(target)
+            if target.beside:
+                live = self.nodes[0].aliases()
+                aliases = {alias: live.get(alias, "") for alias in self._aliases_of(target)}
+                self.component.note(_BESIDE, url=self.nodes[0].url, collection=target.name, aliases=aliases)
         self._upload([target for target in self.targets if not target.there])
         self._send_ahead()
 
@@ -2179,18 +2232,24 @@ class QdrantRestoration(Restoration):
         first.change_aliases(actions)
 
     def complete(self) -> None:
-        """Nothing is held open."""
+        """Nothing is held open; a run that is killed from now on is not taken back."""
+        if any(target.beside for target in self.targets):
+            self.component.note(_FINAL, url=self.nodes[0].url)
 
     def compare(self) -> Comparison:
         """Points, payload schema, vectors' shape and aliases of the live server against what was recorded."""
         found = Comparison()
+        first = self.nodes[0]
         for target in self.targets:
+            if target.beside and not target.touched:  # nothing was restored now: the live one is where the aliases point
+                target.name = next(
+                    (name for alias, name in first.aliases().items() if alias in self._aliases_of(target)), target.beside
+                )
             try:
                 self._compare_target(target, found)
             except Answered as error:
                 found.compared += 1
                 found.differences.append(f"collection {target.name} does not answer: {error}")
-        first = self.nodes[0]
         now, mine = first.aliases(), {target.name for target in self.targets}
         wanted = self._aliases()
         found.compared += 1 + len(wanted)
@@ -2266,17 +2325,17 @@ class QdrantRestoration(Restoration):
         self._drop_ahead()
         self._sweep()
         troubles = []
+        if self.aliases_before is not None:  # first: with a collection that we made its aliases would go
+            try:
+                self.nodes[0].point_back(self.aliases_before, {target.name for target in self.targets})
+            except BackupError as error:
+                troubles.append(f"aliases: {error}")
         for target in reversed(self.targets):
             if target.touched:
                 try:
                     self._undo(target)
                 except BackupError as error:
                     troubles.append(f"collection {target.name}: {error}{_kept(target)}")
-        if self.aliases_before is not None:
-            try:
-                self._old_aliases(self.aliases_before)
-            except BackupError as error:
-                troubles.append(f"aliases: {error}")
         if troubles:
             raise BackupError("; ".join(troubles))
 
@@ -2299,18 +2358,6 @@ class QdrantRestoration(Restoration):
                 raise BackupError(f"after going back it has {count} points of {target.safety_count}")
         target.touched = target.restored = False
 
-    def _old_aliases(self, before: dict[str, str]) -> None:
-        now = self.nodes[0].aliases()
-        mine = {target.name for target in self.targets}
-        actions: list[dict[str, Any]] = []
-        for alias in {*now, *before}:
-            if now.get(alias) != before.get(alias) and {now.get(alias), before.get(alias)} & mine:
-                if alias in now:
-                    actions.append({"delete_alias": {"alias_name": alias}})
-                if alias in before:
-                    actions.append({"create_alias": {"alias_name": alias, "collection_name": before[alias]}})
-        self.nodes[0].change_aliases(actions)
-
     def state(self) -> str:
         """What is live now."""
         new = [target.name for target in self.targets if target.restored]
@@ -2319,6 +2366,8 @@ class QdrantRestoration(Restoration):
         said = [f"restored: {', '.join(new)}"] if new else []
         said += [f"begun and not finished: {', '.join(unsure)}"] if unsure else []
         said += [f"as before: {', '.join(old)}"] if old else []
+        olds = [target.beside for target in self.targets if target.beside and target.restored]
+        said += [f"kept with what they held, until you delete them: {', '.join(olds)}"] if olds else []
         saved = any(target.safety for target in self.targets)
         kept = f"; what collections held before lies in {self.previous}" if saved else ""
         return f"Qdrant collections {'; '.join(said) or 'none'}{kept}"

@@ -101,7 +101,7 @@ def _talking(settings: RedisSettings, doing: str) -> Iterator[None]:
         ) from None
     except redis.exceptions.AuthenticationError as error:
         hint = "check REDIS_USERNAME and REDIS_PASSWORD"
-        raise BackupError(f"{where} refuses the login of {user}: {one_line(error)}; {hint}") from None
+        raise BackupError(f"{where} refuses the login of {user}: {one_line(error).rstrip('.')}; {hint}") from None
     except redis.exceptions.BusyLoadingError:
         raise BackupError(f"{where} is still loading its data: wait until it has ended") from None
     except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
@@ -2111,6 +2111,12 @@ class RedisComponent(Component):
         if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
             plan.problems.append(f"{directory} is not a directory that can be written here: check REDIS_DATA_DIR")
             return
+        if pid := _works_in(directory):
+            plan.problems.append(
+                f"{_where(self.settings.redis)} does not answer, but a server (process {pid}) works in {directory}: correct "
+                "REDIS_HOST and REDIS_PORT, or stop it"
+            )
+            return
         files = _files(directory)
         target.files, target.method = files, "file"
         target.reason = f"it is stopped; appendonly is {'yes' if files.append else 'no'}"
@@ -2186,6 +2192,21 @@ class RedisComponent(Component):
         present = _config(client, "masterauth")
         if present and step["masterauth_sha256"] == hashlib.sha256(present.encode(errors="surrogateescape")).hexdigest():
             client.config_set("masterauth", "")
+
+
+_PROGRAMS = ("redis-server", "valkey-server")
+
+
+def _works_in(directory: Path) -> int | None:
+    """The process ID of a Redis or Valkey server that works in a directory, also from within a container; None where there is
+    none that we can see. Its files must not be changed under it: it would write its own data over them."""
+    place = directory.stat()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            # A server goes into its `dir` at the start (redis: config.c, setConfigDirOption).
+            if os.path.samestat(place, (entry / "cwd").stat()) and (entry / "comm").read_text().strip() in _PROGRAMS:
+                return int(entry.name)
+    return None
 
 
 def _minimum_replicas(client: Client) -> int:
