@@ -239,11 +239,6 @@ def test_session_that_we_may_not_end(store: Store) -> None:
     assert len(problems) == 1 and "may not end the sessions of postgres in agentmem" in problems[0]
 
 
-def test_single_tables_are_not_put_into_a_live_database(store: Store) -> None:
-    problems = store.plan(store.dump(), only_tables=["memories"]).problems
-    assert len(problems) == 1 and "agentmem-backup extract" in problems[0]
-
-
 def test_restore_of_something_else(store: Store, tmp_path: Path) -> None:
     source = store.dump(name="db.dump")
     source.path.write_bytes(b"-- PostgreSQL database dump\nCREATE TABLE x();\n")

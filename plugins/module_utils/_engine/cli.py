@@ -134,7 +134,13 @@ def _restore_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--redis", metavar="FILE", type=Path, help="restore Redis from this file")
     sub.add_argument("--qdrant", metavar="FILE", type=Path, help="restore Qdrant from this file")
     sub.add_argument("--config-archive", metavar="FILE", type=Path, help="restore the configuration from this file")
-    sub.add_argument("--only-table", metavar="SCHEMA.TABLE", action="append", default=[], help="only this table, repeatable")
+    sub.add_argument(
+        "--only-table",
+        metavar="SCHEMA.TABLE",
+        action="append",
+        default=[],
+        help="only the rows of this table, into the database that is there; repeatable",
+    )
     sub.add_argument("--only-collection", metavar="NAME", action="append", default=[], help="only this collection, repeatable")
     sub.add_argument(
         "--collection-prefix", metavar="TEXT", default="", help="put in front of every collection's and alias's name"

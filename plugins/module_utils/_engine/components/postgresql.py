@@ -441,7 +441,8 @@ def _columns(connection: Connection, tables: list[Relation]) -> dict[int, list[t
     return columns
 
 
-def _table_facts(connection: Connection, tables: list[Relation], level: str) -> dict[str, dict[str, Any]]:
+def table_facts(connection: Connection, tables: list[Relation], level: str) -> dict[str, dict[str, Any]]:
+    """The `tables` of a fingerprint."""
     facts: dict[str, dict[str, Any]] = {}
     columns = _columns(connection, tables) if level == CONTENT else {}
     for table in tables:
@@ -496,7 +497,7 @@ def fingerprint(
     return {
         "level": level,
         "major": major_of(connection),
-        "tables": _table_facts(connection, found.tables, level),
+        "tables": table_facts(connection, found.tables, level),
         "sequences": sequence_facts(connection, found.sequences) if sequences is None else sequences,
         "materialized_views": _view_facts(connection, found.views),
         "large_objects": _large_object_facts(connection, level),
@@ -509,7 +510,7 @@ def fingerprint(
 def compare(recorded: dict[str, Any], found: dict[str, Any]) -> Comparison:
     """What is in a database against what was recorded of it; both from `fingerprint` at the recorded level."""
     outcome = Comparison()
-    _compare_tables(outcome, recorded["tables"], found["tables"], set(recorded["excluded"]))
+    compare_tables(outcome, recorded["tables"], found["tables"], set(recorded["excluded"]))
     for name, before in recorded["sequences"].items():
         _compare_sequence(outcome, name, before, found["sequences"].get(name))
     for name, before in recorded["materialized_views"].items():
@@ -537,7 +538,8 @@ def _expect(outcome: Comparison, what: str, before: Any, now: Any) -> None:
         outcome.differences.append(f"{what}: {before} backed up, {'none' if now is None else now} in the database")
 
 
-def _compare_tables(outcome: Comparison, recorded: dict[str, Any], found: dict[str, Any], excluded: set[str]) -> None:
+def compare_tables(outcome: Comparison, recorded: dict[str, Any], found: dict[str, Any], excluded: set[str]) -> None:
+    """Add to `outcome` what was found of tables against what was recorded of them; `excluded` may be there and empty."""
     for name, before in recorded.items():
         now = found.get(name)
         if now is None:
@@ -908,6 +910,8 @@ class Target:
     database: dict[str, Any] | None = None
     server_major: int = 0
     maintenance: str = ""
+    tables: list[tuple[str, str]] = field(default_factory=list)
+    """Only these, by schema and name, into the database that is there (`postgresql_tables`); empty: all of it, in its place."""
 
 
 def _unwanted(entry: Entry, target: Target) -> bool:
@@ -966,11 +970,10 @@ class Assessment:
         except VerificationError as error:
             self.plan.problems.append(str(error))
             return self
-        if self._options.only_tables:
-            self.plan.problems.append(
-                "single tables are not put into a live database, where other rows refer to them: take them out with "
-                "agentmem-backup extract, or restore the whole database under another name (DB_NAME)"
-            )
+        try:
+            self.target.tables = list(dict.fromkeys(_find_table(self._archive, name) for name in self._options.only_tables))
+        except UsageError as error:
+            self.plan.problems.append(str(error))
             return self
         try:
             self.target.maintenance, connection = self._component.maintenance()
@@ -1007,7 +1010,10 @@ class Assessment:
             )
             return
         self._try_out(connection, live)
-        self._describe(connection, live)
+        if target.tables:
+            self._describe_tables(live)
+        else:
+            self._describe(connection, live)
 
     def _check_versions(self) -> None:
         archive, target = self._archive, self.target
@@ -1188,6 +1194,25 @@ class Assessment:
             plan.warnings.append(
                 "the backup has no manifest: only the rows in the file can be counted, not compared with the source"
             )
+
+    def _describe_tables(self, live: dict[str, Any] | None) -> None:
+        from .postgresql_tables import obstacles
+
+        target, plan = self.target, self.plan
+        if live is None:
+            plan.problems.append(f"there is no database {target.live} to put tables into: restore it whole")
+            return
+        with contextlib.closing(self._access.connect(target.live)) as inside, self._access.answered("looking at the tables"):
+            plan.problems += obstacles(inside, target.tables)
+        if excluded := {table_key(*name) for name in target.tables} & set(self._entry.get("fingerprint", {}).get("excluded", [])):
+            plan.problems.append(f"the rows of {listed(excluded)} were left out of the backup: take them from another set")
+        for schema, name in target.tables:
+            kept = table_key(schema, beside(name, "before", self._moment))
+            plan.lines.append(
+                f"the rows of {table_key(schema, name)} in database {target.live} {self._access.where} are replaced by those of "
+                f"{self._source.path.name}; the present ones are kept in {kept}"
+            )
+        plan.lines.append("the other tables stay as they are, and whoever wants these ones waits during the switch")
 
     def _check_swap(self, connection: Connection, live: dict[str, Any]) -> None:
         """May we rename the live database, and end its sessions?"""
@@ -1754,6 +1779,10 @@ class PostgresqlComponent(Component):
 
     def restoration(self, source: Source, options: RestoreOptions) -> Restoration:
         """The restore itself, not yet begun."""
+        if options.only_tables:
+            from .postgresql_tables import TablesRestoration
+
+            return TablesRestoration(self, source, options)
         return PostgresqlRestoration(self, source, options)
 
     def extract(self, source: Source, what: str, target: Path, form: str) -> str:
