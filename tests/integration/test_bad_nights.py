@@ -238,9 +238,9 @@ def test_the_newest_set_of_everything_is_what_latest_means(stores: Stores) -> No
     )
 
 
-@pytest.mark.parametrize(
-    ("program", "words", "says"),
-    [
+def test_wrong_words_get_one_line(stores: Stores) -> None:
+    command.create(stores, *CONFIG)
+    for program, words, says in (
         ("agentmem-backup", ("restore", "latest", "--yes", "--accept", "everything"), "invalid choice: 'everything'"),
         ("verify-backup.sh", ("",), "'' is not the ID of a set"),
         ("verify-backup.sh", (), "the following arguments are required: ID|FILE"),
@@ -249,12 +249,8 @@ def test_the_newest_set_of_everything_is_what_latest_means(stores: Stores) -> No
         ("backup.sh", ("--wrong",), "unrecognized arguments: --wrong"),
         ("agentmem-backup", (), "the following arguments are required: VERB"),
         ("agentmem-backup", ("extract", "latest", "--file", "envv", "--output", "/nonexistent/x"), "such as .env"),
-    ],
-)
-def test_wrong_words_get_one_line(stores: Stores, program: str, words: tuple[str, ...], says: str) -> None:
-    if "extract" in words:
-        command.create(stores, *CONFIG)
-    done = command.run(stores, *words, program=program)
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    ):
+        done = command.run(stores, *words, program=program)
+        assert done.returncode == 2
+        assert says in done.stderr
+        assert len(done.stderr.splitlines()) == 1

@@ -39,6 +39,47 @@ exit codes: 0 done, 1 failed, 2 bad usage or input, 3 verification failed or sus
 """
 
 
+_EXAMPLES = {
+    "create": (
+        ("", "all stores, verified"),
+        ("--component postgresql --component redis", "only these; the set says so"),
+        ("--dry-run", "what is ready, what is missing, how much disk it takes"),
+    ),
+    "verify": (
+        ("latest", "everything is read, decompressed and walked"),
+        ("20250103_120000 --depth quick", "sizes and digests only"),
+        ("/mnt/usb/db_20250103_120000.dump.gz", "one file, wherever it lies"),
+    ),
+    "restore": (
+        ("latest --dry-run", "the plan; touches nothing"),
+        ("latest", "everything; asks before anything is touched"),
+        ("--before 2025-01-03T12:00:00Z", "the newest verified set from before that time"),
+        ("latest --component redis", "one store"),
+        ("latest --only-table public.messages", "one table's rows, into the live database"),
+        ("--db /mnt/usb/dump.gz", "a file (elsewhere: DB_NAME=copy agentmem-backup restore …)"),
+    ),
+    "extract": (
+        ("latest --table public.memories --output memories.csv", ""),
+        ("latest --keys 'session:*' --output sessions.jsonl", ""),
+        ("latest --collection memories --form jsonl --output points.jsonl", ""),
+        ("latest --file .env --output old.env", ""),
+    ),
+    "check": (
+        ("", "stores, rights, tools, disk"),
+        ("--max-age 26h --monitor", "for Nagios, Icinga and the like"),
+    ),
+}
+"""Verb → what people type, and what it does: the end of its help."""
+
+
+def _examples(name: str) -> str | None:
+    if name not in _EXAMPLES:
+        return None
+    typed = [(" ".join(filter(None, (f"  agentmem-backup {name}", words))), told) for words, told in _EXAMPLES[name]]
+    width = max(len(words) for words, told in typed)
+    return "\n".join(["examples:", *(f"{words:{width}}  {told}".rstrip() for words, told in typed)])
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see: {self.prog} --help)")
@@ -68,7 +109,14 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
 
     def verb(name: str, help_text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".", parents=[shared])
+        sub = verbs.add_parser(
+            name,
+            help=help_text,
+            description=help_text[0].upper() + help_text[1:] + ".",
+            epilog=_examples(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=[shared],
+        )
         sub.set_defaults(run=run)
         return sub
 
@@ -188,7 +236,12 @@ def _extract_arguments(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--collection", metavar="NAME", help="one collection (snapshot or jsonl)")
     group.add_argument("--keys", metavar="PATTERN", help="the Redis keys that match (jsonl)")
     group.add_argument("--file", metavar="PATH", help="one configuration file")
-    sub.add_argument("--form", choices=("csv", "sql", "jsonl", "snapshot", "file"), default="", help="how it is written")
+    sub.add_argument(
+        "--form",
+        choices=("csv", "sql", "jsonl", "snapshot", "file"),
+        default="",
+        help="csv or sql (table), snapshot or jsonl (collection), jsonl (keys), file; default: the first of these",
+    )
     sub.add_argument("--output", metavar="FILE", type=Path, required=True, help="where to write it; must not exist yet")
     _lock_argument(sub)
 
