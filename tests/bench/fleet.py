@@ -42,15 +42,27 @@ _PING = [
         "gather_facts": False,
         "tasks": [
             {
-                "block": [
-                    {"ansible.builtin.ping": {}, "async": 86400, "poll": 1, "register": "pinged"},
-                ],
+                "ignore_unreachable": True,
+                "block": [{"ansible.builtin.include_tasks": "one.yml"}],
+                "rescue": [{"ansible.builtin.fail": {"msg": "no"}, "when": "limit is defined"}],
                 "always": [{"ansible.builtin.set_stats": {"data": {"pings": "{{ {inventory_hostname: pinged.ping} }}"}}}],
             }
         ],
-    }
+    },
+    {
+        "hosts": "all",
+        "gather_facts": False,
+        "vars": {"bad": "{{ ansible_play_hosts_all | map('extract', hostvars) | rejectattr('pinged', 'defined') }}"},
+        "tasks": [
+            {"ansible.builtin.debug": {"msg": "{{ bad | length }} hosts"}, "when": "bad | length > 0", "run_once": True},
+            {"ansible.builtin.set_stats": {"data": {"bad": "{{ bad }}"}}, "run_once": True},
+            {"ansible.builtin.fail": {"msg": "it was not tried"}, "when": "pinged is not defined"},
+        ],
+    },
 ]
-"""A play of the same shape as agentmem.backup.backup."""
+"""A play of the same shape as agentmem.backup.backup and its end (playbooks/tasks/run.yml, playbooks/_end.yml)."""
+_ONE = [{"ansible.builtin.ping": {}, "register": "pinged"}]
+"""Its step: not under async, for the playbook's is not either where the hosts are local."""
 
 
 def report(stand: Stand) -> list[Result]:
@@ -87,6 +99,7 @@ class Fleet:
         hosts = {f"host{one}": {**local, "agentmem_backup_options": self._options(one)} for one in range(number)}
         (self._directory / "inventory.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
         (self._directory / "ping.yml").write_text(yaml.safe_dump(_PING))
+        (self._directory / "one.yml").write_text(yaml.safe_dump(_ONE))
 
     def _options(self, one: int) -> dict[str, Any]:
         path = self._directory / f"sets{one}"
