@@ -18,6 +18,7 @@ from ansible.module_utils.common.respawn import has_respawned, respawn_module
 
 from ._argspec import settings_of
 from ._engine.libraries import HELPFUL, PACKAGES, REQUIRED, missing
+from ._zipped import compile_once
 
 OLDEST_PYTHON = (3, 10)
 
@@ -58,6 +59,7 @@ def run(module, action):
     Every failure is one sentence in `msg`: the engine's own, with its `exit_code` and, where a run could not begin, all
     its `problems`. An unexpected error is one sentence as well; where it came from is in the log.
     """
+    compile_once()
     find_interpreter(module)
     result, failed = _outcome(module, action)
     # Outside of any except block: there Ansible would add a traceback.
