@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from agentmem_backup.components import postgresql_tables
 from agentmem_backup.components.base import CONTENT, RestoreOptions
 from agentmem_backup.errors import BackupError
 
@@ -111,6 +112,16 @@ def test_rows_that_do_not_fit_the_others_change_nothing(store: Store) -> None:
         store.restore(source, only_tables=["memories"])
     outcome, __ = store.restore(source, only_tables=["memories", "agents"])
     assert outcome.equal
+
+
+def test_a_table_that_is_held_is_not_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgresql_tables, "_LOCK_WAIT", "50ms")
+    monkeypatch.setattr(postgresql_tables, "_LOCK_TRIES", 2)
+    source = store.dump()
+    with untouched(store), store.server.connect_application(autocommit=False) as application:
+        application.execute("SELECT count(*) FROM agents")  # the other end of a foreign key, in a transaction that stays open
+        with pytest.raises(BackupError, match=r"does not let go of .*agents.*messages.* nothing was changed: set services"):
+            store.restore(source, only_tables=["messages"])
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -13,6 +13,7 @@ stays open until all other stores have switched.
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +53,10 @@ SELECT attname, pg_catalog.format_type(atttypid, atttypmod), attgenerated <> '' 
 WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attname COLLATE "C" """
 _KEYS = """
 SELECT n.nspname, c.relname, k.conname, pg_catalog.pg_get_constraintdef(k.oid), pg_catalog.pg_has_role(c.relowner, 'MEMBER'),
-  coalesce(pg_catalog.obj_description(k.oid, 'pg_constraint'), '')
+  coalesce(pg_catalog.obj_description(k.oid, 'pg_constraint'), ''), rn.nspname, r.relname
 FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_class r ON r.oid = k.confrelid JOIN pg_catalog.pg_namespace rn ON rn.oid = r.relnamespace
 WHERE k.contype = 'f' AND k.conparentid = 0 AND (k.conrelid = ANY(%s) OR k.confrelid = ANY(%s)) ORDER BY 1, 2, 3"""
 _TRIGGERS = """
 SELECT tgname, tgenabled::text FROM pg_catalog.pg_trigger WHERE tgrelid = %s AND NOT tgisinternal AND tgenabled <> 'D'"""
@@ -63,6 +65,9 @@ _SEQUENCES = """
 SELECT n.nspname, c.relname FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_class c ON c.oid = d.objid AND c.relkind = 'S'
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = %s AND d.deptype IN ('a', 'i')"""
+
+
+_LOCK_WAIT, _LOCK_TRIES, _LOCK_PAUSE_S = "1s", 30, 0.3
 
 
 @dataclass
@@ -96,7 +101,7 @@ def obstacles(connection: Connection, names: list[Name]) -> list[str]:
             problems.append(f"table {table_key(schema, name)} belongs to another role: restore as its owner or as a superuser")
         else:
             oids.append(found[0][0])
-    foreign = {table_key(schema, name) for schema, name, __, __, ours, __ in rows(connection, _KEYS, [oids, oids]) if not ours}
+    foreign = {table_key(schema, name) for schema, name, __, __, ours, *__ in rows(connection, _KEYS, [oids, oids]) if not ours}
     if foreign:
         problems.append(
             f"{listed(foreign)} have foreign keys from or to these tables and belong to another role: restore as a superuser"
@@ -126,25 +131,46 @@ class TablesRestoration(PostgresqlRestoration):
             contextlib.closing(self._access.connect(self._new)) as source,
             self._access.answered(f"putting the rows into database {live}"),
         ):
-            self._switch.execute("SET lock_timeout = '60s'")
-            self._switch.execute("BEGIN")
-            tables = self._tables(self._switch)
-            self._switch.execute(
-                statement("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE", ", ONLY ".join(table.sql for table in tables))
-            )
-            oids = [table.oid for table in tables]
-            keys = rows(self._switch, _KEYS, [oids, oids])
-            for schema, name, key, __, __, __ in keys:
+            tables, keys = self._lock(self._switch)
+            for schema, name, key, *__ in keys:
                 self._switch.execute(statement("ALTER TABLE {} DROP CONSTRAINT {}", identifier(schema, name), identifier(key)))
             for table in tables:
                 self._replace(self._switch, source, table)
             self._make_again(self._switch, keys)
 
+    def _lock(self, live: Connection) -> tuple[list[_Table], list[tuple[Any, ...]]]:
+        """Begin the transaction and lock these tables and those at the other ends of their foreign keys; both are returned.
+
+        Never waits for long: behind a lock that waits, the application's own statements wait.
+        """
+        import psycopg
+
+        live.execute(statement("SET lock_timeout = {}", literal(_LOCK_WAIT)))
+        for __ in range(_LOCK_TRIES):
+            live.execute("BEGIN")
+            tables = self._tables(live)
+            oids = [table.oid for table in tables]
+            keys = rows(live, _KEYS, [oids, oids])
+            ends = {identifier(*names) for schema, name, *__, other, its in keys for names in ((schema, name), (other, its))}
+            everything = sorted({table.sql for table in tables} | ends)
+            try:
+                live.execute(statement("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE", ", ONLY ".join(everything)))
+                return tables, keys
+            except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+                live.execute("ROLLBACK")
+            if process.stopping():
+                raise Cancelled("the run is being stopped")
+            time.sleep(_LOCK_PAUSE_S)
+        raise BackupError(
+            f"the application does not let go of {listed(everything)}, and nothing was changed: set services or a fence hook, so "
+            "that it is stopped during the switch, or try again when it is quiet"
+        )
+
     def _make_again(self, live: Connection, keys: list[tuple[Any, ...]]) -> None:
         """The foreign keys as they were. Raises BackupError where rows refer to what is not there."""
         import psycopg
 
-        for schema, name, key, definition, __, comment in keys:
+        for schema, name, key, definition, __, comment, *__ in keys:
             on, called = identifier(schema, name), identifier(key)
             try:
                 live.execute(statement("ALTER TABLE {} ADD CONSTRAINT {} {}", on, called, definition))
