@@ -35,7 +35,7 @@ settings() {
     instance=$1
     shift
     told=$("$@") || return 1
-    echo "settings $instance $(printf '%s' "$told" | tr '\n' ' ')"
+    printf 'settings %s %s\n' "$instance" "$(printf '%s' "$told" | tr '\n' ' ')"
 }
 
 # calendar UNIT EXPRESSION: whether systemd does not know it, or it never comes
