@@ -508,7 +508,7 @@ def test_the_snapshots_of_several_shards_and_nodes_are_read_whole(tmp_path: Path
     folder = Path(__file__).parents[1] / "support" / "qdrant_contract"
     shards: dict[str, dict[str, Any]] = {}
     for node in ("spread-node1", "spread-node2"):
-        points.repack([(folder / f"{node}.snapshot").read_bytes()], tmp_path / node, node)
+        points.unpack([(folder / f"{node}.snapshot").read_bytes()], tmp_path / node, node)
         reading = points.Reading(tmp_path / node, lines=tmp_path / "points.jsonl", skip=list(shards))
         try:
             shards.update(reading.result())
@@ -526,14 +526,11 @@ def test_the_snapshots_of_several_shards_and_nodes_are_read_whole(tmp_path: Path
     assert (total.points, total.hex()) == (again.points, again.hex())
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_two_processes_read_a_large_snapshot_and_each_point_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
-) -> None:
+def test_two_processes_read_a_large_snapshot_and_each_point_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = Path(__file__).parents[1] / "support" / "qdrant_contract" / "spread-node1.snapshot"
 
     def read(folder: Path) -> tuple[int, dict[str, dict[str, Any]]]:
-        points.repack([snapshot.read_bytes()], folder, "it")
+        points.unpack([snapshot.read_bytes()], folder, "it")
         reading = points.Reading(folder)
         try:
             return len(reading._children), reading.result()
@@ -545,13 +542,25 @@ def test_two_processes_read_a_large_snapshot_and_each_point_once(
     assert alone == 1 and sum(shard["points"] for shard in found.values()) > 50
     monkeypatch.setattr(points, "_MUCH", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert read(tmp_path / "together") == (2, found)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_a_shard_only_large_files_are_shared_and_where_links_cannot_be_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def refuse(source: str, target: str) -> None:
+        raise OSError("no links here")
+
     if not links:
-
-        def refuse(source: Path, target: Path) -> None:
-            raise OSError("no links here")
-
         monkeypatch.setattr(os, "link", refuse)
-    assert read(tmp_path / "together") == (2 if links else 1, found)
+    monkeypatch.setattr(points, "_LARGE", 100)
+    for size, shared in ((99, False), (100, links)):
+        source, target = tmp_path / f"{size}", tmp_path / f"{size}.other"
+        source.write_bytes(b"x" * size)
+        points._link_or_copy(str(source), str(target))
+        assert target.read_bytes() == b"x" * size
+        assert (source.stat().st_ino == target.stat().st_ino) is shared
 
 
 def test_a_collection_of_several_shards(case: Case) -> None:
@@ -579,7 +588,7 @@ def test_the_child_process_works_from_a_zip_and_under_another_name(tmp_path: Pat
     program = (
         "import sys, json; from pathlib import Path; sys.path.insert(0, sys.argv[1]); "
         f"from {package.replace('/', '.')} import points; "
-        "points.repack([Path(sys.argv[2]).read_bytes()], Path(sys.argv[3]), 'it'); "
+        "points.unpack([Path(sys.argv[2]).read_bytes()], Path(sys.argv[3]), 'it'); "
         "reading = points.Reading(Path(sys.argv[3])); sys.stdout.write(json.dumps(reading.result())); reading.close()"
     )
     argv = [sys.executable, "-c", program, tmp_path / "payload.zip", snapshot, tmp_path / "folder"]
@@ -589,14 +598,14 @@ def test_the_child_process_works_from_a_zip_and_under_another_name(tmp_path: Pat
 
 
 def test_a_snapshot_that_qdrant_edge_cannot_open_is_not_compared(filled: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = points.repack
+    whole = points.unpack
 
     def damaged(pieces: Any, folder: Path, what: str) -> None:
         whole(pieces, folder, what)
-        for path in folder.glob("*.tar"):
+        for path in folder.rglob("segment.json"):
             path.write_bytes(b"noise" * 1000)
 
-    monkeypatch.setattr(points, "repack", damaged)
+    monkeypatch.setattr(points, "unpack", damaged)
     source = filled.dump(CONTENT)
     assert source.entry is not None
     assert "cannot open" in source.entry["fingerprint"]["collections"]["agents"]["not_digested"]

@@ -68,25 +68,53 @@ def test_sizes_above_eight_gigabytes_are_read_back() -> None:
             assert member.size == 9 * 2**30
 
 
-def test_gnu_sparse_members_are_walked_and_can_be_renamed(tmp_path: Path) -> None:
-    """field-notes: Python's tarfile breaks on GNU sparse members."""
-    holes = tmp_path / "folder" / "holes"
-    holes.parent.mkdir()
+def sparse(tmp_path: Path, form: str) -> tuple[bytes, bytes]:
+    """An archive by GNU tar of a file with more extents than one header's map holds and a hole at its end; and that content."""
+    holes = tmp_path / "holes"
     with holes.open("wb") as file:
-        for at in range(0, 60 * 65536, 65536):  # more extents than one header's map holds
+        for at in range(0, 60 * 65536, 65536):
             file.seek(at)
             file.write(b"data at %d" % at)
-    subprocess.run(["tar", "-C", tmp_path, "--format=gnu", "-Scf", tmp_path / "s.tar", "folder/holes"], check=True)
-    data = (tmp_path / "s.tar").read_bytes()
+        file.truncate(61 * 65536)
+    subprocess.run(["tar", "-C", tmp_path, f"--format={form}", "-Scf", tmp_path / "s.tar", "holes"], check=True)
+    return (tmp_path / "s.tar").read_bytes(), holes.read_bytes()
+
+
+def test_gnu_sparse_members_are_put_back_with_their_holes(tmp_path: Path) -> None:
+    """field-notes: Python's tarfile breaks on GNU sparse members."""
+    data, content = sparse(tmp_path, "gnu")
     tar = tarball.Tar(pieces(data), "it")
-    out = b""
     for member in tar:
         assert member.sparse
-        assert member.size < holes.stat().st_size / 4
-        out += tarball.renamed(member, "moved") + b"".join(tar.content()) + tarball.padding(member.size)
-    (tmp_path / "r.tar").write_bytes(out + tarball.TRAILER)
-    subprocess.run(["tar", "-C", tmp_path, "-xf", tmp_path / "r.tar"], check=True)
-    assert (tmp_path / "moved").read_bytes() == holes.read_bytes()
+        assert member.size < len(content) / 4
+        extents, size = tar.extents(member)
+        stored, back = b"".join(tar.content()), bytearray(size)
+        for offset, length in extents:
+            back[offset : offset + length], stored = stored[:length], stored[length:]
+        assert (bytes(back), stored) == (content, b"")
+
+
+def test_a_sparse_map_that_does_not_fit_or_is_of_another_form_is_told(tmp_path: Path) -> None:
+    data, __ = sparse(tmp_path, "gnu")
+    changed = bytearray(data)
+    changed[386 + 24 + 11 : 386 + 24 + 12] = b"7"  # the last digit of the second extent's offset … and its length
+    changed[386 + 24 + 22 : 386 + 24 + 23] = b"7"
+    changed[148:156] = b"%06o\0 " % (sum(changed[:148]) + sum(changed[156:512]) + 8 * 32)
+    for archived, said in ((bytes(changed), "does not fit"), (sparse(tmp_path, "posix")[0], "not known here")):
+        tar = tarball.Tar(pieces(archived), "it")
+        with pytest.raises(VerificationError, match=said):
+            for member in tar:
+                tar.extents(member)
+
+
+def test_an_archive_without_its_end_is_whole_only_where_it_need_have_none() -> None:
+    whole = archive().rstrip(b"\0")
+    whole += bytes(-len(whole) % tarball.BLOCK)
+    with pytest.raises(VerificationError, match="ends too early"):
+        walk(whole)
+    assert [member.name for member in tarball.Tar(pieces(whole), "it", trailer=False)] == [*CONTENTS, "link"]
+    with pytest.raises(VerificationError, match="ends too early"):
+        list(tarball.Tar(pieces(whole[:-1]), "it", trailer=False))
 
 
 def test_an_archive_cut_anywhere_is_found() -> None:

@@ -4,28 +4,30 @@
 """The points inside a Qdrant snapshot, read without a server by qdrant-edge, and digests of points that know no order.
 
 qdrant-edge is Qdrant's own storage code. It runs in a child process: it takes some hundred megabytes, and a damaged
-snapshot may end it. A collection snapshot holds one folder for each shard; each is put into a tar of its own (`repack`),
-which qdrant-edge unpacks and loads.
+snapshot may end it. A collection snapshot holds one folder for each shard, which is unpacked as it comes (`unpack`), put
+together and loaded by qdrant-edge. Where there is much to read two children share it, each with half of the points.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from .errors import BackupError, ToolError, one_line
-from .formats.tarball import TRAILER, Member, Tar, padding, renamed
+from .formats.tarball import BLOCK, TRAILER, Forward, Member, Tar
 from .libraries import missing
+from .pipeline import PIECE
 from .process import Child, guarded, look_for_cycles_less_often
 
 # The package may be known under any name and lie in a zip: the child finds it where we found it.
@@ -35,6 +37,8 @@ _START = (
 )
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str).encode  # in ASCII
 _MUCH = 16 * 1024 * 1024  # bytes of shards that are worth a second process
+_LARGE = 8 * 1024 * 1024
+_SEGMENT = b"snapshot/"  # what the names in a segment's archive begin with
 _BATCH_NUMBERS = 100_000  # floats of a scroll's page: Python takes 32 bytes for each
 
 
@@ -102,48 +106,75 @@ def unavailable() -> str | None:
     return None
 
 
-def repack(pieces: Iterable[bytes | memoryview], folder: Path, what: str) -> None:
-    """Read a collection snapshot to its end and leave one tar for each shard with data in `folder` (made here).
+def unpack(pieces: Iterable[bytes], folder: Path, what: str) -> None:
+    """Read a collection snapshot to its end and leave a folder for each shard with data in `folder` (made here).
 
-    Headers and contents are copied as they stand: sparse members stay sparse. `what` names the snapshot in errors.
+    The archive of a segment, which is a member of its own, is taken apart on the way: its files then lie in the segment's
+    folder as in a snapshot that a server streams (lib/segment/src/segment/segment_ops.rs of Qdrant 1.18: restore_snapshot),
+    and nothing is written twice. `what` names the snapshot in errors. Raises VerificationError, BackupError.
     """
     folder.mkdir(mode=0o700)
-    shards: dict[str, BinaryIO] = {}
-    with_data: set[str] = set()
-    try:
-        tar = Tar(iter(pieces), what)  # type: ignore[arg-type]
-        for member in tar:
-            shard, __, name = member.name.partition("/")
-            if not (shard.isdigit() and name) or member.kind not in ("file", "directory"):
-                continue
-            if member.unsafe:
-                raise tar.damaged(f"it has a member named {member.name!r}")
-            if shard not in shards:
-                shards[shard] = guarded(functools.partial((folder / f"{shard}.tar").open, "xb"), f"writing to {folder}")
-            _copy(tar, member, name, shards[shard])
-            if name.startswith("segments/"):
-                with_data.add(shard)
-        for out in shards.values():
-            guarded(functools.partial(out.write, TRAILER), f"writing to {folder}")
-    finally:
-        for out in shards.values():
-            guarded(out.close, f"writing to {folder}")
-    for shard in shards.keys() - with_data:  # in a cluster the shards of other nodes are there without segments
-        (folder / f"{shard}.tar").unlink()
+    tar = Tar(iter(pieces), what)
+    for member in tar:
+        shard, __, name = member.name.partition("/")
+        if not (shard.isdigit() and name) or member.kind not in ("file", "directory"):
+            continue
+        if member.unsafe:
+            raise tar.damaged(f"it has a member named {member.name!r}")
+        path = folder / member.name
+        if path.parent == folder / shard / "segments" and path.suffix == ".tar":
+            _unpack_segment(tar, path, f"{member.name} in {what}")
+        else:
+            _place(tar, member, path)
+    for one in folder.iterdir():
+        if not (one / "segments").is_dir():  # in a cluster the shards of other nodes are there without segments
+            shutil.rmtree(one)
 
 
-def _copy(tar: Tar, member: Member, name: str, out: BinaryIO) -> None:
-    def copy() -> None:
-        out.write(renamed(member, name))
-        for piece in tar.content():
-            out.write(piece)
-        out.write(padding(member.size))
+def _unpack_segment(tar: Tar, path: Path, what: str) -> None:
+    content = Forward(tar.content())
+    first = content.read(BLOCK)
+    rest = iter(lambda: bytes(content.some(PIECE)), b"")
+    if not first.startswith(_SEGMENT):  # as older servers made them: qdrant-edge takes it apart by itself
+        _write(path, itertools.chain([first], rest), [])
+        return
+    archive = Tar(itertools.chain([first], rest), what, trailer=False)
+    for member in archive:
+        name = member.name.encode(errors="surrogateescape").removeprefix(_SEGMENT).decode(errors="surrogateescape")
+        if member.unsafe or name == member.name:
+            raise archive.damaged(f"it has a member named {member.name!r}")
+        if member.kind in ("file", "directory"):
+            _place(archive, member, path.with_suffix("") / name)
 
-    guarded(copy, f"writing {out.name}")
+
+def _place(tar: Tar, member: Member, path: Path) -> None:
+    """A member as the file or directory that it was, with its holes."""
+    directory = path if member.kind == "directory" else path.parent
+    guarded(lambda: directory.mkdir(parents=True, exist_ok=True), f"writing to {path}")
+    if member.kind == "file":
+        _write(path, tar.content(), *tar.extents(member))
+
+
+def _write(path: Path, content: Iterator[bytes | memoryview], extents: list[tuple[int, int]], size: int | None = None) -> None:
+    """Write `content` to a new file: its parts at their (offset, length), or all of it where there are none."""
+
+    def write() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = Forward(content)
+        with path.open("xb", buffering=0) as file:
+            for offset, length in extents or [(0, sys.maxsize)]:
+                file.seek(offset)
+                left = length
+                while left and (piece := stream.some(left)):
+                    left -= file.write(piece)
+            if size is not None:
+                file.truncate(size)
+
+    guarded(write, f"writing {path}")
 
 
 class Reading:
-    """Child processes that read the repacked shards in `folder` and remove them. Use from one thread, and `close`."""
+    """Child processes that read the unpacked shards in `folder` and remove them. Use from one thread, and `close`."""
 
     def __init__(self, folder: Path, *, lines: Path | None = None, skip: Iterable[str] = ()):
         """Digests the points of each shard; with `lines` also writes each point to that file as a line of JSON.
@@ -152,22 +183,26 @@ class Reading:
         """
         self._folder = folder
         self._children: list[Child] = []
-        folders = [folder] if lines else _reading_rooms(folder)
+        shards = sorted((one.name for one in folder.iterdir() if one.name not in {*skip}), key=int)
+        much = 512 * sum(path.stat().st_blocks for shard in shards for path in (folder / shard / "segments").rglob("*"))
+        rooms = [folder, folder / "other"] if much >= _MUCH and not lines and (os.cpu_count() or 1) > 1 else [folder]
         try:
-            for number, room in enumerate(folders):
-                self._start(room, lines, list(skip), [len(folders), number])
+            for number, room in enumerate(rooms):
+                self._start(room, lines, shards, [len(rooms), number], rooms[1:] if number == 0 else [])
         except BaseException:
             self.close()
             raise
 
-    def _start(self, room: Path, lines: Path | None, skip: list[str], part: list[int]) -> None:
+    def _start(self, room: Path, lines: Path | None, shards: list[str], part: list[int], share_with: list[Path]) -> None:
+        guarded(lambda: room.mkdir(mode=0o700, exist_ok=True), f"making {room}")
         task = {
             "path": [str(Path(entry).absolute()) if entry == "" else entry for entry in sys.path],
             "module": __name__,
             "folder": str(room),
             "lines": str(lines) if lines else None,
-            "skip": skip,
+            "shards": shards,
             "slice": part,
+            "share_with": [str(other) for other in share_with],
         }
         child = Child([sys.executable, "-c", _START], stdin=subprocess.PIPE, cwd=room)
         self._children.append(child)
@@ -189,22 +224,6 @@ class Reading:
             if child.process.returncode is None:
                 child.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _reading_rooms(folder: Path) -> list[Path]:
-    """A folder with the shards' tars for each reader: two where there is much to read, more processors and hard links."""
-    archives = list(folder.glob("*.tar"))
-    if (os.cpu_count() or 1) < 2 or sum(archive.stat().st_size for archive in archives) < _MUCH:
-        return [folder]
-    other = folder / "other"
-    try:
-        other.mkdir(mode=0o700)
-        for archive in archives:
-            os.link(archive, other / archive.name)
-    except OSError:  # a file system without links: one reader does it all
-        shutil.rmtree(other, ignore_errors=True)
-        return [folder]
-    return [folder, other]
 
 
 def _answer(child: Child) -> dict[str, Any]:
@@ -235,27 +254,53 @@ def _read_shards(task: dict[str, Any]) -> dict[str, dict[str, Any]]:
     folder, found = Path(task["folder"]), {}
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(Path(task["lines"]).open("a", encoding="utf-8")) if task["lines"] else None
-        for archive in sorted(folder.glob("*.tar"), key=lambda path: int(path.stem)):
-            if archive.stem in task["skip"]:
-                continue
+        for name in task["shards"]:
             digest = Digest()
-            for record in _records(archive, task["slice"]):
+            shard = _put_together(folder, name, task["slice"], [Path(other) for other in task["share_with"]])
+            for record in _records(shard, task["slice"]):
                 digest.add(record.id, record.payload, record.vector)
                 if lines:
                     lines.write(json.dumps(_as_json(record), ensure_ascii=False) + "\n")
-            found[archive.stem] = {"points": digest.points, "digest": digest.hex()}
+            shutil.rmtree(shard)
+            found[name] = {"points": digest.points, "digest": digest.hex()}
     return found
 
 
-def _records(archive: Path, part: list[int]) -> Iterator[Any]:
+def _put_together(folder: Path, name: str, part: list[int], share_with: list[Path]) -> Path:
+    """The shard's folder, as it is loaded: put together here, and for those that share the work, who wait for it."""
+    import qdrant_edge
+
+    shard = folder / name
+    if part[1]:
+        while not shard.exists():
+            time.sleep(0.02)
+        return shard
+    nothing = folder / f"{name}.tar"
+    nothing.write_bytes(TRAILER)
+    qdrant_edge.EdgeShard.unpack_snapshot(str(nothing), str(shard))  # into what is there already, which it then completes
+    nothing.unlink()
+    for other in share_with:
+        coming = other / f"{name}.coming"
+        shutil.copytree(shard, coming, copy_function=_link_or_copy)
+        coming.rename(other / name)
+    return shard
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Large files hold vectors and payloads, which reading does not change; into some of the small ones it writes."""
+    if Path(source).stat().st_size >= _LARGE:
+        with contextlib.suppress(OSError):  # a file system without links
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)
+
+
+def _records(folder: Path, part: list[int]) -> Iterator[Any]:
     """The points of a shard, or those of one of `part[0]` slices, which share them out by a hash of their IDs."""
     import qdrant_edge
 
     edge: Any = qdrant_edge  # its stubs do not know SliceCondition
-    unpacked = archive.with_suffix("")
-    edge.EdgeShard.unpack_snapshot(str(archive), str(unpacked))
-    archive.unlink()
-    shard = edge.EdgeShard.load(str(unpacked))
+    shard = edge.EdgeShard.load(str(folder))
     offset, limit = None, 10
     chosen = edge.Filter(must=[edge.SliceCondition(*part)]) if part[0] > 1 else None
     while True:
@@ -267,7 +312,6 @@ def _records(archive: Path, part: list[int]) -> Iterator[Any]:
         if records:  # a page of a slice may be empty; that is not its end
             limit = page_size(_numbers(records[-1].vector))
     shard.close()
-    shutil.rmtree(unpacked)
 
 
 def _numbers(vector: Any) -> int:

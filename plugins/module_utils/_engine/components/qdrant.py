@@ -817,7 +817,7 @@ class QdrantComponent(Component):
         if why := points.unavailable():
             found.warnings.append(f"the points will not be fingerprinted by content: {why}")
             return
-        scratch = 3 * largest  # a collection is repacked while the one before it is unpacked and read
+        scratch = 2 * largest  # a collection is unpacked while the one before it is read
         found.facts["scratch_bytes"] = scratch
         folder = next((one for one in (self.context.workdir, Path(self.settings.backup_dir)) if one.is_dir()), Path("/"))
         if (free := shutil.disk_usage(folder).free) < scratch + (found.raw_bytes or 0):
@@ -1527,7 +1527,7 @@ class _Readings:
         folder = self._component.context.workdir / f"qdrant-points-{self._number}"
         self._number += 1
         try:
-            points.repack(map(bytes, pieces), folder, what)  # a piece holds until the next, and a tar may keep it longer
+            points.unpack(map(bytes, pieces), folder, what)  # a piece holds until the next, and a tar may keep it longer
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -1687,7 +1687,7 @@ class _Extraction:
         for number, (one, pieces) in enumerate(self._members()):
             folder = self.component.context.workdir / f"qdrant-extract-{number}"
             try:
-                points.repack(pieces, folder, f"the snapshot {one['file']}")
+                points.unpack(pieces, folder, f"the snapshot {one['file']}")
                 reading = points.Reading(folder, lines=self.target, skip=list(shards))
                 try:
                     shards.update(reading.result())

@@ -46,7 +46,7 @@ class Readable(Protocol):
 class Forward:
     """Pieces of bytes as a stream that reads forward only, and without copying what lies in one piece."""
 
-    def __init__(self, pieces: Iterator[bytes]):
+    def __init__(self, pieces: Iterator[bytes | memoryview]):
         self._pieces = pieces
         self._view = memoryview(b"")
 
@@ -101,20 +101,6 @@ def padding(size: int) -> bytes:
     return bytes(-size % BLOCK)
 
 
-def renamed(member: Member, name: str) -> bytes:
-    """The member's header blocks under another `name` of at most 100 bytes, everything else (sparse maps too) as it was."""
-    encoded = name.encode("utf-8", "surrogateescape")
-    if len(encoded) > 100:
-        raise VerificationError(f"the member {member.name!r} of a tar archive cannot be renamed: its new name is too long")
-    at = _start_of_header(member.raw)
-    block = bytearray(member.raw[at : at + BLOCK])
-    block[:100] = encoded.ljust(100, b"\0")
-    if block[257:265] == b"ustar\x0000":
-        block[345:500] = bytes(155)  # the prefix, which belonged to the old name
-    block[148:156] = b"%06o\0 " % _checksum(bytes(block))
-    return bytes(block) + member.raw[at + BLOCK :]
-
-
 def _start_of_header(raw: bytes) -> int:
     """Where in `raw` the header proper starts, behind the extended ones."""
     at = 0
@@ -161,14 +147,16 @@ class Tar:
     """A walk through an archive: iterate over it for its members, and over `content()` for those of the present one.
 
     What is not read of a member is passed over. The walk ends only where the archive ends as it must; else
-    VerificationError says where it is damaged. `what` names the archive in that sentence.
+    VerificationError says where it is damaged. `what` names the archive in that sentence. Without `trailer` it may also end
+    behind a member: so do the archives of Qdrant's segments, whose length is known from the archive around them.
     """
 
-    def __init__(self, source: Forward | Readable | Iterator[bytes], what: str):
+    def __init__(self, source: Forward | Readable | Iterator[bytes | memoryview], what: str, *, trailer: bool = True):
         if not isinstance(source, Forward):
             source = Forward(_pieces(source) if isinstance(source, Readable) else source)
         self._source = source
         self._what = what
+        self._trailer = trailer
         self._left = 0
         self._padding = 0
         self._position = 0
@@ -194,6 +182,30 @@ class Tar:
             self._position += len(piece)
             yield piece
 
+    def extents(self, member: Member) -> tuple[list[tuple[int, int]], int]:
+        """Where the content of a file belongs in it (offset and length, in bytes), and how large it is. What lies between are
+        holes. Of the sparse forms only GNU's old one, which Qdrant writes. Raises VerificationError.
+
+        Format: GNU tar's manual, "Basic Tar Format" (oldgnu_header, sparse_header).
+        """
+        at = _start_of_header(member.raw)
+        block, more = member.raw[at : at + BLOCK], member.raw[at + BLOCK :]
+        if block[156:157] != b"S":
+            if member.sparse:
+                raise self.damaged(f"its sparse member {member.name!r} is of a form that is not known here")
+            return [(0, member.size)], member.size
+        entries = [block[start : start + 24] for start in range(386, 482, 24)]
+        for extension in range(0, len(more), BLOCK):
+            entries += [more[extension + start : extension + start + 24] for start in range(0, 504, 24)]
+        try:
+            found = [(_number(entry[:12]), _number(entry[12:])) for entry in entries if entry[0]]
+            size = _number(block[483:495])
+        except ValueError:
+            raise self.damaged(f"the map of its sparse member {member.name!r} holds no numbers") from None
+        if sum(length for __, length in found) != member.size or any(start + length > size for start, length in found):
+            raise self.damaged(f"the map of its sparse member {member.name!r} does not fit its content")
+        return found, size
+
     def read(self, limit: int = _LONGEST_EXTENSION) -> bytes:
         """The rest of the present member at once; VerificationError where it has more than `limit` bytes."""
         if self._left > limit:
@@ -212,7 +224,11 @@ class Tar:
         self._padding = 0
         raw, long_name, long_link, records = b"", "", "", dict[str, str]()
         while True:
-            block = self._take(BLOCK)
+            if not (block := self._source.read(BLOCK)) and not self._trailer and not raw:
+                return None
+            self._position += len(block)
+            if len(block) < BLOCK:
+                raise self.damaged("it ends too early")
             if not any(block):
                 if raw:
                     raise self.damaged("an extended header has no member")
