@@ -22,6 +22,7 @@ import pytest
 from agentmem_backup import audit, backup_set, clock, history, lock, runs
 
 from tests.support.endpoints import BUCKET, S3, Azure, AzureByKey, Endpoint, Gcs, S3ByTls, Sshd, answering, certify
+from tests.support.listeners import recorder
 from tests.support.sender import Sender
 from tests.support.servers import Server
 
@@ -581,10 +582,13 @@ def small_disk(path: Path) -> Iterator[None]:
 
 
 def refused(host: Sender, sentence: str, code: int = 1, env: dict[str, str] | None = None) -> None:
-    """A push that ends with the sentence, and leaves what lies here as it was."""
+    """A push that ends with the sentence, sends it as an alarm, and leaves what lies here as it was."""
     before = host.state()
-    said = host.bad("push", code=code, env=env)
+    with recorder() as web:
+        said = host.bad("push", code=code, env={**(env or {}), "NOTIFY_SLACK_WEBHOOK": f"{web.url}/hook"})
+        alarms = [one.json["text"] for one in web.requests]
     assert sentence in said, said
+    assert len(alarms) == 1 and "FAILED" in alarms[0] and sentence in alarms[0], alarms
     assert host.state() == before
     assert audit.check(host.backup_dir) == []
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from agentmem_backup import lock
+from agentmem_backup import lock, runs
 from agentmem_backup.errors import LockedError
 
 HOLDER = """
@@ -132,6 +132,17 @@ def test_what_root_makes_belongs_to_the_directorys_owner(tmp_path: Path) -> None
         assert (found.st_uid, found.st_gid) == (65534, 65533), name
     assert kept.stat().st_uid == 0
     assert (tmp_path / "theirs").stat().st_uid == 1234
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_remembers_of_its_run_belongs_to_the_directorys_owner(tmp_path: Path) -> None:
+    """It is written after the lock is let go, and the backup user's next run reads it."""
+    os.chown(tmp_path, 65534, 65533)
+    with runs.changing(tmp_path) as known:
+        known["runs"]["restore"] = {"ended": "2025-01-03T12:00:00Z"}
+    for name in (".history", ".history/runs.json"):
+        found = (tmp_path / name).stat()
+        assert (found.st_uid, found.st_gid) == (65534, 65533), name
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

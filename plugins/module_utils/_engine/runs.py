@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from . import lock
 from .backup_set import HISTORY
 from .settings import Settings
 
@@ -56,6 +57,7 @@ def changing(backup_dir: Path) -> Iterator[dict[str, dict[str, dict[str, Any]]]]
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
             json.dump(content, file, ensure_ascii=False, indent=1)
         temporary.replace(path(backup_dir))
+        lock.hand_over(backup_dir)  # a run of root's, such as a restore, must not keep the service from it
     finally:
         os.close(descriptor)
 
