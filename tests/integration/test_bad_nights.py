@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agentmem_backup import check, process
+from agentmem_backup import check, create, process
 from agentmem_backup.components import qdrant, redis
-from agentmem_backup.errors import Cancelled
+from agentmem_backup.errors import BackupError, Cancelled
 from agentmem_backup.progress import Reporter
 from agentmem_backup.settings import QdrantSettings, load
 
@@ -114,6 +114,22 @@ def test_servers_that_hang_are_told(stores: Stores, monkeypatch: pytest.MonkeyPa
     assert "does not answer (the first questions): Timeout" in told
     assert "takes connections and does not answer within 1 s (greeting it)" in told
     assert not check.check(load(environment=stores.environment()), Reporter()).problems
+
+
+def test_a_redis_that_hangs_while_it_is_backed_up_ends_the_run(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis, "_ANSWER_S", 1.0)
+    settings = load(environment=stores.environment())
+    hook = stores.backup_dir.parent / "hook"
+    hook.write_text(f"#!/bin/sh\nkill -STOP {stores.redis.pid}\n")
+    hook.chmod(0o755)
+    settings.hooks.before = [str(hook)]
+    try:
+        with pytest.raises(BackupError, match=r"^redis: Redis at .* does not answer \(the cut\): Timeout"):
+            create.create(settings, Reporter())
+    finally:
+        os.kill(stores.redis.pid, signal.SIGCONT)
+    assert sets(stores) == []
+    assert list((stores.backup_dir / ".staging").iterdir()) == []
 
 
 def test_a_run_that_is_stopped_waits_for_no_answer_of_a_qdrant_that_hangs() -> None:

@@ -148,6 +148,8 @@ def test_what_forbids_it_is_told_at_once(store: Store) -> None:
     assert len(problems) == 3
     assert "the live database has no table public.messages" in problems[0]
     assert "public.audit belongs to another role" in problems[2]
+    plan = store.plan(source, only_tables=["attachments", "empty_table"])
+    assert plan.warnings == ["large objects are not restored with single tables: public.attachments may point to some"]
     assert "the dump has no table nothing" in store.plan(source, only_tables=["nothing"]).problems[0]
     with untouched(store), pytest.raises(BackupError, match=r"public.blocks has other columns now .* nothing was changed"):
         store.restore(source, only_tables=["blocks"])

@@ -129,7 +129,9 @@ def parser() -> argparse.ArgumentParser:
         "id", metavar="ID", nargs="?", default="latest", help="a set, or latest"
     )
     check = verb("check", "look whether everything is ready for a backup; for monitors too", _check)
-    check.add_argument("--max-age", metavar="AGE", help="fail unless a verified set is younger, such as 26h or 2d")
+    check.add_argument(
+        "--max-age", metavar="AGE", help="fail unless a verified set is younger, such as 26h or 2d (a number alone is seconds)"
+    )
     _report_arguments(verb("report", "tell this host's history: runs, sizes, verdicts, the newest verified set", _report))
     check.add_argument(
         "--monitor", action="store_true", help="print one line and exit 0, 1, 2 or 3 as monitoring plug-ins do (Nagios, Icinga)"

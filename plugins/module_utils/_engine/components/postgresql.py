@@ -1196,7 +1196,7 @@ class Assessment:
             )
 
     def _describe_tables(self, live: dict[str, Any] | None) -> None:
-        from .postgresql_tables import obstacles
+        from .postgresql_tables import obstacles, with_large_objects
 
         target, plan = self.target, self.plan
         if live is None:
@@ -1204,6 +1204,8 @@ class Assessment:
             return
         with contextlib.closing(self._access.connect(target.live)) as inside, self._access.answered("looking at the tables"):
             plan.problems += obstacles(inside, target.tables)
+            if pointing := with_large_objects(inside, target.tables):
+                plan.warnings.append(f"large objects are not restored with single tables: {listed(pointing)} may point to some")
         if excluded := {table_key(*name) for name in target.tables} & set(self._entry.get("fingerprint", {}).get("excluded", [])):
             plan.problems.append(f"the rows of {listed(excluded)} were left out of the backup: take them from another set")
         for schema, name in target.tables:

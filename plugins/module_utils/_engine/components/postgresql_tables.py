@@ -109,6 +109,14 @@ def obstacles(connection: Connection, names: list[Name]) -> list[str]:
     return problems
 
 
+def with_large_objects(connection: Connection, names: list[Name]) -> list[str]:
+    """Those of these tables that have a column for the OID of a large object."""
+    query = """SELECT count(*) FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+      JOIN pg_catalog.pg_class c ON c.oid = a.attrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+      WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped AND t.typname IN ('oid', 'lo')"""
+    return [table_key(*name) for name in names if value(connection, query, name)]
+
+
 class TablesRestoration(PostgresqlRestoration):
     """A new database beside the live one, and the transaction that takes some tables' rows over from it."""
 

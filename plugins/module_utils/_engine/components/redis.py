@@ -74,6 +74,7 @@ Client = Any
 _TYPES = ("string", "list", "set", "zset", "hash", "stream")
 _POLL_S = 0.02
 _FIRST_S = 20.0  # within what a server that is well answers the first questions
+_ANSWER_S = 60.0  # within what it answers any other while it is backed up; less than systemd gives a stopped unit (90 s)
 _LINK_S = 20.0  # how long a target may take to reach the throwaway server before the other way is taken
 _PAGE = 300  # keys at a time
 
@@ -1894,7 +1895,7 @@ class RedisComponent(Component):
 
     def open_cut(self, ready: Callable[[], None], level: str) -> Cut:
         with _talking(self.settings.redis, "the cut"):
-            client = _connect(self.settings.redis)
+            client = _connect(self.settings.redis, within_s=_ANSWER_S)
             way = _choose(self.settings.redis, client)
             self.reporter.step(f"Redis: {way.method}, because {way.reason}")
             cut = RedisCut(self, level, way, client)
