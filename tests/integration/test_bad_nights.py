@@ -132,7 +132,8 @@ def test_a_redis_that_hangs_while_it_is_backed_up_ends_the_run(stores: Stores, m
     assert list((stores.backup_dir / ".staging").iterdir()) == []
 
 
-def test_a_run_that_is_stopped_waits_for_no_answer_of_a_qdrant_that_hangs() -> None:
+def test_a_run_that_is_stopped_waits_for_no_answer_of_a_qdrant_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qdrant, "_QUESTION_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         node = qdrant.Node(f"http://127.0.0.1:{silent.getsockname()[1]}", QdrantSettings(timeout_s=30))
         outcome: list[BaseException] = []

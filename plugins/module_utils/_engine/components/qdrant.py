@@ -75,6 +75,7 @@ _STAMP = re.compile(r"-(\d{4}-\d\d-\d\d-\d\d-\d\d-\d\d)\.snapshot$")  # the end 
 _MAKE_TRIES, _OPEN_TRIES, _LIST_TRIES = 8, 4, 10
 _SETTLE_S = 5.0  # how long a restored collection may go on optimizing before we stop waiting: it answers all the while
 _READY_S = 120.0
+_QUESTION_S = 5.0  # how long a run that is being stopped waits for the answer to a question
 _FIRST_S = 20.0  # within what a server that is well answers the first questions, however much it has to do
 _GRACE_S = 30.0  # within what systemd gives a unit to stop (90 s)
 _ARRIVAL_S, _ARRIVAL_BYTES_S = 2.0, 100e6  # a server that has an upload whole hashes it before it lists it
@@ -336,7 +337,7 @@ class Node:
         """The `result` of a request. `what` says what was being done. Raises Answered, BackupError.
 
         `within_s` is for questions that a server answers at once or, where it hangs, never. A run that is being stopped
-        waits for no answer to a question that changes nothing.
+        asks on, for it must find what it has to delete, but waits only seconds for an answer that changes nothing.
         """
 
         def request() -> Any:
@@ -344,7 +345,7 @@ class Node:
             return self._client.request(method, self.url + path, json=body, **limit)
 
         with self._words(what, within_s):
-            answer = patiently(_begun(request)) if method == "GET" else request()
+            answer = patiently(_begun(request), grace_s=_QUESTION_S) if method == "GET" else request()
         return self._result(answer, what)
 
     def _result(self, answer: Any, what: str) -> Any:
@@ -373,7 +374,7 @@ class Node:
     def greet(self) -> None:
         """Learn the server's version (`GET /` answers without a key)."""
         with self._words("greeting it", _FIRST_S):
-            answer = patiently(_begun(lambda: self._client.get(self.url + "/", timeout=_FIRST_S)))
+            answer = patiently(_begun(lambda: self._client.get(self.url + "/", timeout=_FIRST_S)), grace_s=_QUESTION_S)
         self._check(answer, "greeting it")
         try:
             self.version = str(answer.json()["version"])
