@@ -173,7 +173,7 @@ def test_a_full_and_a_read_only_disk(stores: Stores, controller: Controller) -> 
         full, read_only = mounted
         cases = [
             (task("backup_set_create", backup_dir=str(full)), r"make room"),
-            (task("config_dump", backup_dir=str(read_only)), r"cannot be written"),
+            (task("config_dump", backup_dir=str(read_only)), r"lies on a read-only file system"),
         ]
         refuse_all(stores, controller, cases)
         assert [list(disk.rglob("*_2*")) for disk in mounted] == [[], []]
