@@ -195,7 +195,10 @@ def serve(address: str, directory: Path) -> None:
     class Box(Mailbox):
         async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
             answer = await super().handle_DATA(server, session, envelope)
-            _keep(directory / f"{len(self.messages)}.mail", f"{self.subjects[-1]}\n\n{self.bodies[-1]}".encode())
+            _keep(
+                directory / f"{len(self.messages)}.mail",
+                f"{self.subjects[-1]}\n\n{self.bodies[-1]}\nto: {self.recipients[-1]}\n".encode(),
+            )
             return answer
 
     class Web(Recorder):

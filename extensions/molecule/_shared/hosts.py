@@ -346,10 +346,10 @@ class Run:
         self.state = {}
 
     def _end_servers(self) -> None:
-        """End what a verify that was broken off has left: tests.support.listeners with a place in this directory."""
+        """End what a scenario that was broken off has left: servers with a place in this directory."""
         ours = f"{self.directory}/".encode()
         for pid, words in _processes():
-            if b"tests.support.listeners" in words and words[-1].startswith(ours):
+            if {b"tests.support.listeners", b"http.server"} & set(words) and words[-1].startswith(ours):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
 

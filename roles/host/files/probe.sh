@@ -60,6 +60,8 @@ done
 directory() { if [ -d "$1" ]; then echo true; else echo false; fi; }
 printf '{"root": %s, "python": "%s", "manager": "%s", "missing": [%s], "current": "%s", "works": %s, ' \
     "$([ "$(id -u)" = 0 ] && echo true || echo false)" "$chosen" "$manager" "$missing" "${current##*/}" "$works"
+codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release 2>/dev/null)
+printf '"codename": "%s", ' "$codename"
 printf '"user": %s, "systemd": %s, "logrotate": %s, "absent": [%s]}\n' \
     "$(id -u "$user" >/dev/null 2>&1 && echo true || echo false)" "$(directory /run/systemd/system)" "$(directory /etc/logrotate.d)" \
     "$absent"
