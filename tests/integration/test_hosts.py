@@ -75,7 +75,7 @@ def test_a_host_boots_answers_and_leaves_nothing(run: Path) -> None:
 
 def test_what_is_asked_for_and_not_there_is_said_in_a_sentence(run: Path) -> None:
     asked = hosts("up", run, given=json.dumps({"hosts": [{"name": "one", "root": "solaris"}]}))
-    assert (asked.returncode, asked.stderr) == (1, "hosts: there is no root 'solaris': there are bare, stores\n")
+    assert (asked.returncode, asked.stderr) == (1, "hosts: there is no root 'solaris': there are bare, rpm, stores\n")
     poor = subprocess.run(
         [sys.executable, HOSTS, "down", run], env={"PATH": "/nowhere"}, capture_output=True, text=True, check=False
     )
