@@ -73,7 +73,9 @@ class Host:
     ) -> tuple[str, dict[str, dict[str, int]]]:
         """Run the role once for each (name, its variables), one after the other; returns the output, and how each one ended."""
         role = {"ansible.builtin.import_role": {"name": "agentmem.backup.schedule"}}
-        book = [{"hosts": "all", "order": "inventory", "serial": serial, "gather_facts": False, "tasks": [role]}]
+        # What a play has registered or set goes before a task's own variables of that name.
+        facts = {"ansible.builtin.set_fact": {"places": ["somebody's own"], "unwanted": ["agentmem-backup"]}}
+        book = [{"hosts": "all", "order": "inventory", "serial": serial, "gather_facts": False, "tasks": [facts, role]}]
         playbook = self.root / "play.yml"
         playbook.write_text(yaml.safe_dump(book))
         here = {"ansible_connection": "local", "ansible_python_interpreter": str(BIN / "python"), **self.variables()}
