@@ -1,6 +1,6 @@
 # shellcheck shell=sh
 # Run inside the root when it is built.
-# RHEL's package → the programs that it brings (RHEL 9: AppStream, rclone EPEL; checked against their package lists).
+# RHEL 9's package → the programs that it brings (AppStream; rclone from EPEL), as far as documentation tells: no such host was at hand.
 mkdir -p /srv/rpms /root/rpm
 while read -r name programs; do
     {
