@@ -289,9 +289,8 @@ class _Reading:
 
     def require(self, entry: dict[str, Any], written: Digest) -> Digest:
         """Wait for the end of the walk, which holds the file against `entry`; what was read. Raises VerificationError."""
-        self._entry.update(entry)
-        if self._sealed:
-            del self._entry["sha256"]
+        # A walk may only begin now, and takes no digests where there is one of the whole file: of a sealed one there is none yet.
+        self._entry.update({key: value for key, value in entry.items() if not (self._sealed and key == "sha256")})
         self._growing.end()
         if self._read is None:
             raise AssertionError("asked for within the block only")

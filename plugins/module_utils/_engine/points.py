@@ -149,9 +149,9 @@ def _unpack_segment(tar: Tar, path: Path, what: str) -> None:
 
 def _place(tar: Tar, member: Member, path: Path) -> None:
     """A member as the file or directory that it was, with its holes."""
-    directory = path if member.kind == "directory" else path.parent
-    guarded(lambda: directory.mkdir(parents=True, exist_ok=True), f"writing to {path}")
-    if member.kind == "file":
+    if member.kind == "directory":
+        guarded(lambda: path.mkdir(parents=True, exist_ok=True), f"making {path}")
+    else:
         _write(path, tar.content(), *tar.extents(member))
 
 
