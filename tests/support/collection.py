@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,17 +41,7 @@ def ansible_environment(directory: Path, collections: Path | None = None) -> dic
 
 def tool(*argv: str | Path, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 280) -> str:
     """Run a program and insist on exit code 0; returns what it printed, stderr included."""
-    done = subprocess.run(
-        [str(one) for one in argv],
-        cwd=cwd,
-        env=dict(env or ansible_environment(cwd)),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    done = _run(argv, cwd, env or ansible_environment(cwd), timeout)
     assert done.returncode == 0, f"{argv} ended with {done.returncode}:\n{done.stdout}"
     return done.stdout
 
@@ -84,9 +74,15 @@ def ansible_playbook(
     directory: Path, env: Mapping[str, str], *arguments: str | Path, timeout: float | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run ansible-playbook in a directory to its end, with nobody to answer it; stdout has all that it printed."""
+    return _run([BIN / "ansible-playbook", *arguments], directory, env, timeout)
+
+
+def _run(
+    argv: Sequence[str | Path], cwd: Path, env: Mapping[str, str], timeout: float | None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(BIN / "ansible-playbook"), *map(str, arguments)],
-        cwd=directory,
+        [str(one) for one in argv],
+        cwd=cwd,
         env=dict(env),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
