@@ -288,8 +288,9 @@ def opened(path: Path) -> int:
 def test_a_reader_that_follows_ends_when_the_file_is_given_up(tmp_path: Path) -> None:
     path, growing = tmp_path / "file", pipeline.Growing()
     writer = Writer(path, growing=growing)
+    reader = Reader(path, past_cache=True, growing=growing)  # it looks into the file, and closes it again
     with ThreadPoolExecutor(1) as pool:
-        read = pool.submit(lambda: list(Reader(path, past_cache=True, growing=growing).pieces()))
+        read = pool.submit(lambda: list(reader.pieces()))
         while opened(path) < 2:  # by the writer, and by the reader: afterwards the file is gone
             time.sleep(0.001)
         writer.write(b"some bytes")
@@ -297,6 +298,16 @@ def test_a_reader_that_follows_ends_when_the_file_is_given_up(tmp_path: Path) ->
         growing.give_up()
         with pytest.raises(Cancelled):
             read.result(20)
+
+
+def test_a_reader_that_comes_after_the_file_was_given_up_says_so(tmp_path: Path) -> None:
+    path, growing = tmp_path / "file", pipeline.Growing()
+    writer = Writer(path, growing=growing)
+    reader = Reader(path, past_cache=True, growing=growing)
+    growing.give_up()
+    writer.abandon()
+    with pytest.raises(Cancelled):
+        list(reader.pieces())
 
 
 def test_a_missing_file_is_told_in_a_sentence(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import os
 import sys
 from typing import Any, TextIO
 
+from . import process
 from .log import Log
 from .settings import Settings
 
@@ -62,13 +63,14 @@ class Console(Log):
             _silence(stream)
 
     def ask(self, question: str) -> str:
-        """Ask a person and return the answer, stripped; nothing where the input has ended. Bars would hide the question."""
+        """Ask a person at the terminal and return the answer, stripped; nothing where the input has ended."""
         with self._guard:
-            self._end_bars()
-        try:
-            return input(question).strip()
-        except EOFError:
-            return ""
+            self._end_bars()  # they would hide the question
+        stream = sys.stderr if self._quiet else self._stream  # what is JSON stays JSON
+        stream.write(question)
+        stream.flush()
+        process.wait_for_line(sys.stdin)
+        return sys.stdin.readline().strip()
 
     def _end_bars(self) -> None:
         """Take the bars off the terminal; whatever moves next gets new ones."""

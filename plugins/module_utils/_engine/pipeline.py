@@ -225,7 +225,7 @@ class Growing:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._bytes = 0
-        self._given_up = False
+        self.given_up = False
         self.ended = False
 
     def reach(self, size: int) -> None:
@@ -243,14 +243,14 @@ class Growing:
     def give_up(self) -> None:
         """There will be no such file."""
         with self._changed:
-            self._given_up = True
+            self.given_up = True
             self._changed.notify_all()
 
     def wait_for(self, size: int) -> int:
         """Wait until so many bytes are there, or the file is whole; how many there are. Raises Cancelled."""
         with self._changed:
             while self._bytes < size and not self.ended:
-                if self._given_up or process.stopping():
+                if self.given_up or process.stopping():
                     raise Cancelled("the run is being stopped")
                 self._changed.wait(0.5)
             return self._bytes
@@ -506,6 +506,8 @@ class Reader:
                 finally:
                     os.close(descriptor)
         except OSError as error:
+            if self._growing is not None and self._growing.given_up:  # its writer took it away
+                raise Cancelled("the run is being stopped") from error
             raise BackupError(process.os_sentence(error, f"reading {self.path}")) from error
 
     def _opened(self) -> int:

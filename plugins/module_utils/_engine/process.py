@@ -16,6 +16,7 @@ import contextlib
 import functools
 import gc
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, TextIO
 
 from .errors import BackupError, Cancelled, ToolError, one_line
 
@@ -304,6 +305,21 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(one, signal.SIG_IGN)  # cleaning up must not be stopped in turn
     stop_all()
     raise Cancelled(f"stopped by {signal.Signals(number).name}")
+
+
+def wait_for_line(terminal: TextIO) -> None:
+    """Wait until a line was typed at `terminal`. A signal ends the wait by its handler, whenever it comes: one that comes
+    just before a read(2) begins would be looked at after the answer only."""
+    awake, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    waited: list[TextIO | int] = [terminal, awake]
+    before = signal.set_wakeup_fd(wake)
+    try:
+        while terminal not in select.select(waited, [], [])[0]:
+            os.read(awake, 64)
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(awake)
+        os.close(wake)
 
 
 def end_with_parent() -> None:
