@@ -18,7 +18,7 @@ import yaml
 from agentmem_backup import settings
 
 from tests.integration.test_notify import HOST, SECRET, TO, Host, mail
-from tests.support.collection import BIN, Played, play
+from tests.support.collection import BIN, OF_A_PLAY, Played, play
 from tests.support.listeners import Mailbox, Recorder, certificate, free_port, mail_server
 from tests.support.servers import CHECKOUT
 
@@ -41,7 +41,8 @@ class Target:
         collections = self.root / "collections" / "ansible_collections" / "agentmem"
         collections.mkdir(parents=True)
         (collections / "backup").symlink_to(CHECKOUT)
-        playbook = [{"hosts": "all", "gather_facts": False, "roles": ["agentmem.backup.notify"]}]
+        role = {"ansible.builtin.import_role": {"name": "agentmem.backup.notify"}}
+        playbook = [{"hosts": "all", "gather_facts": False, "tasks": [OF_A_PLAY, role]}]
         (self.root / "play.yml").write_text(yaml.safe_dump(playbook))
         self.variables = {
             "notify_command": str(BIN / "agentmem-backup"),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.collection import Played, play
+from tests.support.collection import OF_A_PLAY, Played, play
 from tests.support.command import BIN
 from tests.support.endpoints import Sshd
 from tests.support.sender import Sender
@@ -41,10 +41,10 @@ class Host:
 
     def play(self, *arguments: str, **variables: Any) -> Played:
         # The role's own places can be moved by nothing weaker than extra variables.
-        places = {"offsite__etc": str(self.etc), "offsite__command": str(BIN / "agentmem-backup")}
+        places = {"_offsite_etc": str(self.etc), "_offsite_command": str(BIN / "agentmem-backup")}
         given = self.directory / "variables.json"
         given.write_text(json.dumps({**places, "offsite_user": "root", "offsite_group": "root", **variables}))
-        tasks = [{"ansible.builtin.include_role": {"name": "agentmem.backup.offsite"}}]
+        tasks = [OF_A_PLAY, {"ansible.builtin.include_role": {"name": "agentmem.backup.offsite"}}]
         playbook = self.directory / "play.yml"
         playbook.write_text(yaml.safe_dump([{"hosts": "all", "gather_facts": False, "tasks": tasks}]))
         return play(playbook, self.directory, self.directory / "collections", "-e", f"@{given}", *arguments)

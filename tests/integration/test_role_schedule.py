@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.collection import BIN, ansible_environment, ansible_playbook
+from tests.support.collection import BIN, OF_A_PLAY, ansible_environment, ansible_playbook
 from tests.support.servers import CHECKOUT
 
 # The sample of the scenarios shows the role on a real host; what else it must do is tried by script/test --all.
@@ -73,9 +73,7 @@ class Host:
     ) -> tuple[str, dict[str, dict[str, int]]]:
         """Run the role once for each (name, its variables), one after the other; returns the output, and how each one ended."""
         role = {"ansible.builtin.import_role": {"name": "agentmem.backup.schedule"}}
-        # What a play has registered or set goes before a task's own variables of that name.
-        facts = {"ansible.builtin.set_fact": {"places": ["somebody's own"], "unwanted": ["agentmem-backup"]}}
-        book = [{"hosts": "all", "order": "inventory", "serial": serial, "gather_facts": False, "tasks": [facts, role]}]
+        book = [{"hosts": "all", "order": "inventory", "serial": serial, "gather_facts": False, "tasks": [OF_A_PLAY, role]}]
         playbook = self.root / "play.yml"
         playbook.write_text(yaml.safe_dump(book))
         here = {"ansible_connection": "local", "ansible_python_interpreter": str(BIN / "python"), **self.variables()}

@@ -20,6 +20,13 @@ from tests.support.servers import CHECKOUT
 BIN = Path(sys.executable).parent
 """Where the ansible of the Python at hand is; it is not on everybody's PATH."""
 
+OF_A_PLAY = {"ansible.builtin.set_fact": dict.fromkeys(
+    ("addresses", "content", "directories", "ending", "fresh", "known", "lines", "logs", "names", "others", "paths", "place",
+     "places", "running", "second", "seen", "sets", "settings", "silent", "strange", "sum", "timers", "unwanted", "wrong"),
+    "somebody's own",
+)}  # fmt: skip
+"""A task that sets what a play may have registered under common names: it goes before a role's own variable of that name."""
+
 
 def ansible_environment(directory: Path, collections: Path | None = None) -> dict[str, str]:
     """An environment in which Ansible sees no configuration and no collection but those named, and writes to `directory`."""
