@@ -60,3 +60,14 @@ options:
     type: list
     elements: str
 """
+
+    TARGET = r"""
+options:
+  postgresql_only_tables:
+    description:
+      - Restore only the rows of these tables, C(schema.table) or a name that is unique, into the live database. What it holds
+        of them now is kept beside, and the other tables stay as they are.
+      - Large objects are not restored with single tables.
+    type: list
+    elements: str
+"""

@@ -185,7 +185,7 @@ def _request(task, components):
     params = task.params
     files = {components[0]: params["path"]} if components and params["path"] else (params.get("files") or {})
     options = RestoreOptions(
-        [],
+        params.get("postgresql_only_tables") or [],
         params.get("qdrant_only_collections") or [],
         params.get("qdrant_collection_prefix") or "",
         frozenset(params["accept"] or []),

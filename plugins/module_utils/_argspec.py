@@ -67,6 +67,7 @@ POSTGRESQL = ArgumentSpec(
     }
 )
 POSTGRESQL_FILTERS = ArgumentSpec({"postgresql_include_tables": _words(), "postgresql_exclude_tables": _words()})
+POSTGRESQL_TARGET = ArgumentSpec({"postgresql_only_tables": _words()})
 
 REDIS = ArgumentSpec(
     {
@@ -186,7 +187,7 @@ RESTORE_SET = (
 def settings_of(options):
     """Option → setting, for those of `options` that are settings of the engine."""
     apart = {"settings_file", "settings", "interpreter", "max_age", "depth", "id", "before", "path", "files", "confirm", "force"}
-    apart |= {"accept", "acknowledge", "qdrant_only_collections", "qdrant_collection_prefix", "days"}
+    apart |= {"accept", "acknowledge", "postgresql_only_tables", "qdrant_only_collections", "qdrant_collection_prefix", "days"}
     apart |= {"action", "targets", "host", "read_back"}
     found = {}
     for option in set(options) - apart:

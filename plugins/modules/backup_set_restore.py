@@ -55,6 +55,7 @@ extends_documentation_fragment:
   - agentmem.backup._redis
   - agentmem.backup._qdrant
   - agentmem.backup._config
+  - agentmem.backup._postgresql.target
   - agentmem.backup._redis.target
   - agentmem.backup._qdrant.target
 """
@@ -195,7 +196,8 @@ from ..module_utils._module import run
 
 
 def main():
-    spec = _argspec.COMMON + _argspec.RESTORE_SET + _argspec.STORES + _argspec.REDIS_TARGET + _argspec.QDRANT_TARGET
+    targets = _argspec.POSTGRESQL_TARGET + _argspec.REDIS_TARGET + _argspec.QDRANT_TARGET
+    spec = _argspec.COMMON + _argspec.RESTORE_SET + _argspec.STORES + targets
     run(spec.make(), _actions.restore())
 
 

@@ -30,6 +30,7 @@ extends_documentation_fragment:
   - agentmem.backup._restore
   - agentmem.backup._restore.one
   - agentmem.backup._postgresql
+  - agentmem.backup._postgresql.target
 """
 
 EXAMPLES = r"""
@@ -57,6 +58,14 @@ EXAMPLES = r"""
   agentmem.backup.postgresql_restore:
     id: latest
     postgresql_database: agentmem_restored
+    postgresql_password: "{{ agentmem_db_password }}"
+    confirm: true
+
+- name: Restore the rows of one table into the live database, the other tables stay as they are
+  agentmem.backup.postgresql_restore:
+    id: latest
+    postgresql_only_tables:
+      - public.memories
     postgresql_password: "{{ agentmem_db_password }}"
     confirm: true
 """
@@ -151,7 +160,7 @@ from ..module_utils._module import run
 
 
 def main():
-    spec = _argspec.COMMON + _argspec.RESTORE_ONE + _argspec.POSTGRESQL
+    spec = _argspec.COMMON + _argspec.RESTORE_ONE + _argspec.POSTGRESQL + _argspec.POSTGRESQL_TARGET
     run(spec.make(), _actions.restore(["postgresql"]))
 
 

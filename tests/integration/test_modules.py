@@ -134,6 +134,33 @@ def test_each_store_by_itself(stores: Stores, controller: Controller) -> None:
     assert compare.differences(before, compare.capture(stores)) == []
 
 
+def test_the_rows_of_one_table_are_brought_back_once(stores: Stores, controller: Controller) -> None:
+    (made,) = controller.run(stores, [task("postgresql_dump", fingerprint="content")])
+    before = compare.capture(stores)
+    with stores.postgres.connect_application(autocommit=True) as connection:
+        connection.execute("UPDATE memories SET content = 'gone'")
+        connection.execute("INSERT INTO log_without_key VALUES (now(), 'later')")
+    restore = {"id": made["id"], "confirm": True, "postgresql_only_tables": ["public.memories"]}
+    back = controller.run(
+        stores,
+        [
+            task("postgresql_restore", check=True, **restore),
+            task("postgresql_restore", **restore),
+            task("postgresql_restore", **restore),
+            task("backup_set_restore", **restore),
+            task("postgresql_restore", **{**restore, "postgresql_only_tables": ["absent"]}),
+        ],
+    )
+    assert outcome(back) == [CHANGED, CHANGED, UNCHANGED, UNCHANGED, FAILED], back
+    assert "the rows of public.memories" in back[0]["plan"][0]
+    assert "the dump has no table absent" in back[-1]["msg"]
+    with stores.postgres.connect_application(autocommit=True) as connection:
+        (kept,) = connection.execute("SELECT relname FROM pg_class WHERE relname LIKE 'memories\\_\\_before\\_%'").fetchone()
+        connection.execute(f'DROP TABLE "{kept}"')
+        connection.execute("DELETE FROM log_without_key WHERE line = 'later'")
+    assert compare.differences(before, compare.capture(stores)) == []
+
+
 def test_what_does_not_verify_fails_with_every_fault(stores: Stores, controller: Controller) -> None:
     (made,) = controller.run(stores, [task("backup_set_create", components=["redis", "config"])])
     path = Path(made["components"]["redis"]["file"])

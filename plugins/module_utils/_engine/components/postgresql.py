@@ -971,7 +971,7 @@ class Assessment:
             self.plan.problems.append(str(error))
             return self
         try:
-            self.target.tables = list(dict.fromkeys(_find_table(self._archive, name) for name in self._options.only_tables))
+            self.target.tables = find_tables(self._archive, self._options.only_tables)
         except UsageError as error:
             self.plan.problems.append(str(error))
             return self
@@ -1915,6 +1915,11 @@ def _held_against(recorded: dict[str, Any], counted: dict[str, int | None], larg
     if large_objects != expected:
         faults.append(f"the dump has {large_objects} large objects, and the manifest says {expected}")
     return faults
+
+
+def find_tables(archive: Archive, names: Iterable[str]) -> list[tuple[str, str]]:
+    """Schema and name of the tables that a person means by `names`. Raises UsageError."""
+    return list(dict.fromkeys(_find_table(archive, name) for name in names))
 
 
 def _find_table(archive: Archive, what: str) -> tuple[str, str]:

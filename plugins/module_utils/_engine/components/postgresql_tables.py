@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import process
 from ..errors import BackupError, Cancelled
+from ..formats import pgarchive
 from ..settings import PostgresqlSettings
 from .base import COUNTS, Comparison
 from .postgresql import (
@@ -26,6 +27,7 @@ from .postgresql import (
     Relation,
     beside,
     compare_tables,
+    find_tables,
     identifier,
     inventory,
     listed,
@@ -260,11 +262,13 @@ class TablesRestoration(PostgresqlRestoration):
 
     def compare(self) -> Comparison:
         """The tables in the live database against the fingerprint; of the others nothing was restored."""
-        live, wanted = self._target.live, {table_key(*name) for name in self._target.tables}
+        live = self._target.live
+        names = self._target.tables or find_tables(pgarchive.contents(self._source.pieces()), self._options.only_tables)
+        wanted = {table_key(*name) for name in names}
         outcome = Comparison()
         with (
             contextlib.closing(self._access.connect(live)) as connection,
-            self._access.answered(f"comparing tables of database {live}"),
+            self._access.answered(f"comparing tables of database {live or self._settings.database}"),
         ):
             tables: list[Relation] = [
                 one for one in inventory(relations(connection), PostgresqlSettings()).tables if one.key in wanted
