@@ -62,6 +62,21 @@ def test_a_signal_is_told_by_its_name() -> None:
     assert caught.value.returncode == -signal.SIGSEGV
 
 
+FED = """
+import os, subprocess
+from agentmem_backup.process import Child
+with Child(["cat"], stdin=subprocess.PIPE, fed=True) as child:
+    print(os.getpriority(os.PRIO_PROCESS, 0), os.getpriority(os.PRIO_PROCESS, child.process.pid))
+"""
+
+
+@pytest.mark.parametrize("nice", [0, 15])
+def test_a_program_that_is_fed_by_a_server_gives_way_to_it(nice: int) -> None:
+    said = process.run(["nice", f"-n{nice}", sys.executable, "-c", FED])
+    own, fed = map(int, said.split())
+    assert fed == max(own, 10)
+
+
 def first_write(*, buffered: bool) -> int:
     """How many bytes a program that writes 48,894 by C's stdio gives the kernel at once, its output being no terminal."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # each write stays a message of its own

@@ -31,6 +31,7 @@ from .errors import BackupError, Cancelled, ToolError, one_line
 _STDERR_KEPT = 64 * 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _STOPPERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_GIVING_WAY = 10  # nice(1)'s own step
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _inherited: set[int] = set()
 _running: set[Child] = set()
@@ -101,11 +102,15 @@ class Child:
         user: tuple[int, int] | None = None,
         pass_fds: Sequence[int] = (),
         buffered: bool = False,
+        fed: bool = False,
     ):
         """Start `argv`. `user` is (uid, gid) to run as, where we are root. Raises BackupError when it cannot be started.
 
         `buffered`: the program writes much by C's stdio, which gives a pipe 4 KiB at a time. With 256 KiB (stdbuf(1)) it
         calls the kernel one time in 64: measured, half of the processor time that pg_dump takes.
+
+        `fed`: what the program does is take what a server sends. It gives way (nice(2)) to the server, which it would
+        otherwise interrupt for every 8 KiB: measured, pg_dump is done a tenth sooner where two processors are busy.
         """
         if _stopping.is_set():
             raise Cancelled("the run is being stopped")
@@ -126,6 +131,10 @@ class Child:
             )
         except OSError as error:
             raise BackupError(f"{self.name} cannot be started: {one_line(error)}") from error
+        if fed:
+            with contextlib.suppress(OSError):  # it has ended
+                own = os.getpriority(os.PRIO_PROCESS, self.process.pid)
+                os.setpriority(os.PRIO_PROCESS, self.process.pid, max(own, _GIVING_WAY))
         self._said = bytearray()
         self._listener = threading.Thread(target=self._listen, name=f"{self.name}-stderr", daemon=True)
         self._listener.start()

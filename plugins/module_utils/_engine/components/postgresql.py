@@ -426,6 +426,7 @@ WHERE a.attrelid = ANY(%s) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.at
 # An order-independent digest: sum of 64-bit hashes over the multiset of rows. ROW(…)::text tells NULL from ''.
 _DIGEST = """
 SELECT count(*), coalesce(sum(pg_catalog.hashtextextended(ROW({})::text COLLATE "C", 0)), 0)::text FROM ONLY {}"""
+_SLICE = 1024 * 1024  # of a large object; recorded fingerprints depend on it
 _LARGE_OBJECT_DIGEST = """
 SELECT coalesce(sum(pg_catalog.hashtextextended(
     part.oid::text || ':' || %s::text || ':' || pg_catalog.encode(pg_catalog.sha256(part.piece), 'hex'), 0)), 0)::text,
@@ -463,8 +464,8 @@ def _large_object_facts(connection: Connection, level: str) -> dict[str, Any]:
     if level == CONTENT and facts["count"]:
         total, begin, left = 0, 0, None
         while left is None or left:
-            part, left = rows(connection, _LARGE_OBJECT_DIGEST, [begin, PIECE, begin, PIECE, left, left])[0]
-            total, begin = total + int(part), begin + PIECE
+            part, left = rows(connection, _LARGE_OBJECT_DIGEST, [begin, _SLICE, begin, _SLICE, left, left])[0]
+            total, begin = total + int(part), begin + _SLICE
         facts["sum"] = str(total)
     return facts
 
@@ -729,6 +730,8 @@ class PostgresqlCut(Cut):
         before = relations(connection)
         # In REPEATABLE READ the first query takes the snapshot; LOCK is none, so what we see is newer than every lock.
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        if self._level == COUNTS:  # beside pg_dump there is no need to hurry, and more than one process would slow it down
+            connection.execute("SET LOCAL max_parallel_workers_per_gather = 0")
         connection.execute(f"SET LOCAL lock_timeout = {self._timeout_ms}".encode())
         self._inventory = inventory(before, self._settings, standby=self._standby)
         try:
@@ -804,7 +807,7 @@ class PostgresqlCut(Cut):
 
     def _pump(self, out: Writer, taken: Future[dict[str, Any]]) -> None:
         written = 0
-        with process.Child(self._command(), env=self._access.environment(), buffered=True) as child:
+        with process.Child(self._command(), env=self._access.environment(), buffered=True, fed=True) as child:
             pipe = child.stdout.fileno()
             with contextlib.suppress(OSError):
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIECE)
