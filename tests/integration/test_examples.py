@@ -147,6 +147,10 @@ def leave_only_what_was(host: Host, family: str) -> None:
         counted = "SELECT count(*) FROM memories"
         with stores.postgres.connect(dbname="agentmem_restored") as beside, stores.postgres.connect_application() as live:
             assert beside.execute(counted).fetchone() == live.execute(counted).fetchone() != (0,)
+            [(kept,)] = live.execute("SELECT relname FROM pg_class WHERE relname LIKE 'memories\\_\\_before\\_%'").fetchall()
+            assert live.execute(f'SELECT count(*) FROM "{kept}"').fetchone() == live.execute(counted).fetchone()
+            live.execute(f'DROP TABLE "{kept}"')
+            live.commit()
     elif family == "config":
         assert compare.capture_config(host.restored) == compare.capture_config(stores.config_dir) != {}
 

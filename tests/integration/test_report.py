@@ -12,12 +12,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from agentmem_backup import audit, backup_set, clock, fleet, page, report
+from agentmem_backup.settings import load
 
 from tests.docs.pages import rows
 from tests.docs.schema import Schema, faults
@@ -79,6 +81,18 @@ def test_what_was_made_what_failed_and_what_was_removed(stores: Stores) -> None:
     found = told(stores)
     assert (found["state"], found["newest_verified"]["id"]) == ("green", third)
     assert clock.from_iso(found["next_expected"]) > clock.id_time(third)
+
+
+@pytest.mark.parametrize(("order", "state"), [(("failed", "made"), "green"), (("made", "failed"), "failed")])
+def test_two_runs_within_one_second(stores: Stores, monkeypatch: pytest.MonkeyPatch, order: tuple[str, str], state: str) -> None:
+    made = create(stores)
+    runs = {"failed": {"verb": "create", "result": "failed"}, "made": {"verb": "create", "result": "verified", "id": made}}
+    told = [
+        {**runs[name], "time": clock.iso(clock.id_time(made) + timedelta(seconds=after))}
+        for name, after in zip(order, (0.4, 0.8), strict=True)
+    ]
+    monkeypatch.setattr(report, "_entries", lambda directory: told)
+    assert report.report(load(environment=command.environment(stores)))["state"] == state
 
 
 def test_shrunken_acknowledged_damaged_and_stale(stores: Stores) -> None:

@@ -53,9 +53,10 @@ def report(settings: Settings, days: int = DAYS, max_age: timedelta | None = Non
     verdicts = history.newest(directory)
     since = at - timedelta(days=days)
     told = _entries(directory)
+    ended = _ended(told)
     runs = sorted(
         [*_made(present, verdicts, since, at), *_failed(told, present, since)],
-        key=lambda run: (run["time"], str(run["id"])),
+        key=lambda run: (ended.get(run["id"], run["time"]), str(run["id"])),
     )
     good = freshness.newest_good(directory, settings.components)
     longest = clock.parse_age(MAX_AGE) if max_age is None else max_age
@@ -199,6 +200,11 @@ def _failed(told: list[dict[str, Any]], present: dict[str, backup_set.BackupSet]
         for entry in _within(told, since)
         if entry.get("verb") == "create" and entry.get("result") == FAILED and entry.get("id") not in present
     ]
+
+
+def _ended(told: list[dict[str, Any]]) -> dict[str | None, str]:
+    """When runs ended: an ID names the second in which its run began, which may be before the end of one that failed."""
+    return {str(entry["id"]): str(entry["time"]) for entry in told if entry.get("verb") == "create" and entry.get("id")}
 
 
 def _events(told: list[dict[str, Any]], since: datetime) -> list[dict[str, Any]]:
