@@ -60,6 +60,9 @@ class Cut(ABC):
     sealed: ClassVar[bool] = False
     """Whether the file holds digests of all that is in it, as the store told them, and `examine` compares them where the entry
     has none of the whole file: what is read back from the disk is then held against the store, not against what we wrote."""
+    walks: ClassVar[bool] = False
+    """Whether `dump` itself walks through all that it writes, and takes the fingerprint from there: what is read back from the
+    disk then only has to be the same bytes, and walking through them once more would find the same."""
 
     @abstractmethod
     def dump(self, out: Writer) -> None:

@@ -1023,6 +1023,8 @@ def _choose(settings: RedisSettings, client: Client) -> _Way:
 class RedisCut(Cut):
     """A save under way (copy), or a replication stream under way (stream)."""
 
+    walks = True
+
     def __init__(self, component: RedisComponent, level: str, way: _Way, client: Client):
         self._component = component
         self._settings = component.settings.redis
