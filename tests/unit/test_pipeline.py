@@ -204,6 +204,15 @@ def in_memory(path: Path) -> bool:
             return False
 
 
+def knows_direct(path: Path) -> bool:
+    """Whether the file system of an existing file can be read and written past the page cache."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("place", ["disk", "memory"])
 @pytest.mark.parametrize("name", samples())
 @pytest.mark.parametrize("compression", COMPRESSIONS)
@@ -219,9 +228,7 @@ def test_past_the_cache_the_same_is_read(tmp_path: Path, compression: str, name:
 def test_past_the_cache_the_disk_is_read(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write(path, samples()["noise"], "gzip")
-    try:
-        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
-    except OSError:
+    if not knows_direct(path):
         pytest.skip("this file system has no O_DIRECT")
     for past_cache in (True, False):
         for __ in Reader(path, compression="gzip", past_cache=past_cache).pieces():
@@ -242,6 +249,34 @@ def test_a_file_system_that_opens_but_does_not_read_past_its_cache(tmp_path: Pat
     monkeypatch.setattr(os, "readv", readv)
     assert b"".join(Reader(path, compression="gzip", past_cache=True).pieces()) == content
     assert len(refused) == 1
+
+
+@pytest.mark.parametrize("place", ["disk", "memory"])
+@pytest.mark.parametrize("refusal", ["none", "short", "refused"])
+def test_past_the_cache_the_same_is_written(tmp_path: Path, place: str, refusal: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a file system that takes the flag and not the writes, and where a write ends in the middle of a block."""
+    real, direct = os.write, []
+
+    def write(descriptor: int, data: memoryview) -> int:
+        direct.append(bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT))
+        if refusal == "refused" and direct[-1]:
+            raise OSError(errno.EINVAL, "no such writes here")
+        return real(descriptor, bytes(data[:1000]) if refusal == "short" and len(direct) == 2 else data)
+
+    content = samples()["noise"] + samples()["text"] + random.Random(8).randbytes(9 * PIECE)
+    with contextlib.ExitStack() as stack:
+        folder = tmp_path if place == "disk" else Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
+        monkeypatch.setattr(pipeline.os, "write", write)
+        writer = Writer(folder / "file")
+        for start in range(0, len(content), PIECE):
+            writer.write(content[start : start + PIECE])
+        digest = writer.close()
+        monkeypatch.undo()
+        assert (folder / "file").read_bytes() == content
+    assert (digest.bytes, digest.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    if place == "disk" and knows_direct(tmp_path / "file"):
+        assert direct[0], "the first write fills the page cache"
+    assert not direct[-1], "the end of the file is no whole block"
 
 
 @pytest.mark.parametrize("place", ["disk", "memory"])

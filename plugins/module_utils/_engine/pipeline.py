@@ -45,6 +45,7 @@ _SAMPLE = 32 * 1024
 _LITTLE, _MOMENT_S = 256 * 1024, 0.001
 STRIDE = 64 * PIECE
 """What a reader lets come together on the disk before it goes on following the writer."""
+_WRITTEN = 2 * PIECE  # at once
 _FLUSHED = 128 * PIECE
 """After so much the kernel is told to write out and forget."""
 _WINDOW = 14
@@ -276,20 +277,15 @@ class Writer:
         self.path = path
         self._advance = advance
         self._growing = growing
-        self._hashing = hashing
         self._encoder = _encoder(compression, level)
-        self._stored = hashlib.sha256()
         self._raw_bytes = 0
-        self._stored_bytes = 0
         # A few buffers go round, from what comes in to the disk: a fresh megabyte for each piece costs more than hashing it.
         self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         for __ in range(_BUFFERS):
             self._free.put(memoryview(bytearray(PIECE)))
         self._buffer = self._free.get()
         self._filled = 0
-        self._descriptor = process.guarded(
-            lambda: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), f"making {path}"
-        )
+        self._file = _File(path, hashing=hashing)
         self._store = _Stage(self._save, "store", lambda packed: self._free.put(packed.buffer))
         self._compress = _Stage(self._pack, "compress", lambda filled: self._free.put(filled[0]))
 
@@ -337,25 +333,14 @@ class Writer:
         self._store.feed(_Packed(buffer, self._encoder.encode(buffer[:size])))
 
     def _save(self, packed: _Packed) -> None:
-        parts = [part for part in packed.parts if part]
-        if self._hashing:
-            for part in parts:
-                self._stored.update(part)
-        before, self._stored_bytes = self._stored_bytes, self._stored_bytes + sum(map(len, parts))
-        while parts:
-            try:
-                done = os.writev(self._descriptor, parts)
-            except OSError as error:
-                raise BackupError(process.os_sentence(error, f"writing {self.path}")) from error
-            while parts and done >= len(parts[0]):
-                done -= len(parts.pop(0))
-            if done:
-                parts[0] = memoryview(parts[0])[done:]
-        if self._stored_bytes // _FLUSHED != before // _FLUSHED:
-            _let_go(self._descriptor)
-        if self._growing is not None:
-            self._growing.reach(self._stored_bytes)
+        for part in packed.parts:
+            self._file.write(part)
+        self._tell(self._file.written)
         self._free.put(packed.buffer)
+
+    def _tell(self, size: int) -> None:
+        if self._growing is not None:
+            self._growing.reach(size)
 
     def close(self) -> Digest:
         """Flush to the disk, forget the cached pages (whoever reads next reads the disk) and return what was written."""
@@ -365,24 +350,93 @@ class Writer:
             self._compress.end()
             self._store.feed(_Packed(self._buffer, [self._encoder.finish()]))
             self._store.end()
-            process.guarded(lambda: os.fsync(self._descriptor), f"writing {self.path}")
+            size, sha256 = self._file.close()
+            self._tell(size)
         except BaseException:
             self.abandon()
             raise
-        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(self._descriptor)
-        self._descriptor = -1
-        return Digest(self._stored_bytes, self._stored.hexdigest() if self._hashing else "", self._raw_bytes)
+        return Digest(size, sha256, self._raw_bytes)
 
     def abandon(self) -> None:
         """Stop and remove the file."""
-        if self._descriptor < 0:
+        if self._file.closed:
             return
         self._compress.abandon()
         self._store.abandon()
+        self._file.abandon()
+
+
+class _File:
+    """A new file of mode 0600, written past the page cache where the file system can (open(2), O_DIRECT).
+
+    A large backup must not push the database out of memory, and pages that nobody reads again cost processor time to fill.
+    """
+
+    def __init__(self, path: Path, *, hashing: bool):
+        self.path = path
+        self.written = 0
+        """Bytes that lie in the file, the last few still in our buffer left out."""
+        self._digest = hashlib.sha256() if hashing else None
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._descriptor = process.guarded(lambda: os.open(path, flags, 0o600), f"making {path}")
+        with contextlib.suppress(OSError):  # not as a flag of open, which makes the file and then refuses
+            _set_direct(self._descriptor, on=True)
+        self._buffer = memoryview(mmap.mmap(-1, _WRITTEN))  # pages, as O_DIRECT wants them
+        self._filled = 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed or abandoned."""
+        return bool(self._descriptor < 0)
+
+    def write(self, data: Piece) -> None:
+        """Take the next bytes."""
+        rest = memoryview(data)
+        while rest:
+            part = rest[: _WRITTEN - self._filled]
+            self._buffer[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            rest = rest[len(part) :]
+            if self._filled == _WRITTEN:
+                self._flush()
+
+    def _flush(self) -> None:
+        rest = self._buffer[: self._filled]
+        if self._digest is not None:
+            self._digest.update(rest)
+        before, self._filled = self.written, 0
+        while rest:
+            try:
+                done = os.write(self._descriptor, rest)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not _is_direct(self._descriptor):
+                    raise BackupError(process.os_sentence(error, f"writing {self.path}")) from error
+                _set_direct(self._descriptor, on=False)  # a file system with limits of its own
+                continue
+            self.written += done
+            rest = rest[done:]
+        if self.written // _FLUSHED != before // _FLUSHED and not _is_direct(self._descriptor):
+            _let_go(self._descriptor)
+
+    def close(self) -> tuple[int, str]:
+        """Write what is left, all of it to the disk; gives the size and the SHA-256, empty without hashing."""
+        if _is_direct(self._descriptor):
+            _set_direct(self._descriptor, on=False)  # the end of a file is no whole block
+        self._flush()
+        process.guarded(lambda: os.fsync(self._descriptor), f"writing {self.path}")
+        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        self._release()
+        return self.written, self._digest.hexdigest() if self._digest is not None else ""
+
+    def abandon(self) -> None:
+        """Remove it."""
+        self._release()
+        self.path.unlink(missing_ok=True)
+
+    def _release(self) -> None:
         os.close(self._descriptor)
         self._descriptor = -1
-        self.path.unlink(missing_ok=True)
+        self._buffer = memoryview(b"")
 
 
 def _let_go(descriptor: int) -> None:
@@ -537,8 +591,7 @@ class Reader:
         except OSError as error:
             if error.errno != errno.EINVAL or not _is_direct(descriptor):
                 raise
-            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)  # a file system with limits of its own
+            _set_direct(descriptor, on=False)  # a file system with limits of its own
             return os.readv(descriptor, [buffer])
 
     def _content(self) -> Iterator[bytes]:
@@ -601,6 +654,11 @@ class Reader:
 
 def _is_direct(descriptor: int) -> bool:
     return bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT)
+
+
+def _set_direct(descriptor: int, *, on: bool) -> None:
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
 
 
 class Stream:
