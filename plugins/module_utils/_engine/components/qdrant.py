@@ -1711,6 +1711,18 @@ def _write_file(path: Path, pieces: Iterator[bytes | memoryview]) -> None:
         guarded(functools.partial(os.fsync, file.fileno()), f"writing {path}")
 
 
+def _write_hashed(path: Path, pieces: Iterator[memoryview]) -> str:
+    """Past the page cache, side by side with what brings the pieces; gives their SHA-256."""
+    writer = Writer(path)
+    try:
+        for piece in pieces:
+            writer.write(piece)
+        return writer.close().sha256
+    except BaseException:
+        writer.abandon()
+        raise
+
+
 Wanted = dict[str, tuple[Any, dict[str, Any]]]
 
 
@@ -2017,17 +2029,10 @@ class QdrantRestoration(Restoration):
             try:
                 path = self.previous / _file_name(node.name, target.name)
                 guarded(functools.partial(path.parent.mkdir, mode=0o700, exist_ok=True), f"making {path.parent}")
-                digest = hashlib.sha256()
-
-                def pieces(opened: Iterator[memoryview] = opened, digest: Any = digest) -> Iterator[memoryview]:
-                    for piece in opened:
-                        digest.update(piece)
-                        yield piece
-
-                _write_file(path, pieces())
-                if made.get("checksum") not in (None, digest.hexdigest()):
+                digest = _write_hashed(path, opened)
+                if made.get("checksum") not in (None, digest):
                     raise BackupError(f"the safety copy {path} of {target.name} is not what the server sent: nothing was touched")
-                safety = {"path": str(path), "size": int(made["size"]), "sha256": digest.hexdigest()}
+                safety = {"path": str(path), "size": int(made["size"]), "sha256": digest}
                 target.safety.append((node, safety))
             finally:
                 self.component.drop(node, target.name, made)

@@ -265,11 +265,21 @@ class _Scratch:
     before it gives up our rights, so that it may lie where its account could not go.
     """
 
-    def __init__(self, context: Context, component: str, *, password: str = "", user: str = "", address: str = ""):
+    def __init__(
+        self,
+        context: Context,
+        component: str,
+        *,
+        password: str = "",
+        user: str = "",
+        address: str = "",
+        compresses: bool = True,
+    ):
         self.program = _server_program()
         self.name, self.version = _program_version(self.program)
         self.password = password or secrets.token_hex(32)
         self.user, self.address, self.port = user, address, 0
+        self._compresses = compresses
         self._owner = _account()
         self._child: process.Child | None = None
         self._descriptor = -1
@@ -333,6 +343,7 @@ class _Scratch:
             "repl-diskless-sync yes",
             "repl-diskless-sync-delay 0",
             "stop-writes-on-bgsave-error no",
+            f"rdbcompression {'yes' if self._compresses else 'no'}",
         ]
         if self.user:
             digest = hashlib.sha256(self.password.encode(errors="surrogateescape")).hexdigest()
@@ -1475,7 +1486,10 @@ class RedisRestoration(Restoration):
                 password = _config(client, "masterauth") or ""
                 user = _config(client, "masteruser") or ""
                 address = _own_address(client)
-        seed = _Scratch(self._context, self._component.name, password=password, user=user, address=address)
+        # What it sends is not kept: between processors of one machine compressing takes longer than sending.
+        compresses = not _is_here(self._settings.host)
+        name = self._component.name
+        seed = _Scratch(self._context, name, password=password, user=user, address=address, compresses=compresses)
         try:
             seed.place(source.pieces())
             seed.start(int(requires["databases"]))
