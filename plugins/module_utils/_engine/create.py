@@ -236,12 +236,9 @@ def _back_up(
             hashing=not cut.sealed,
         )
         with reading:
-            try:
+            with writer:
                 cut.dump(writer)
-            except BaseException:
-                writer.abandon()
-                raise
-            digest = writer.close()
+                digest = writer.close()
             entry = {
                 **cut.entry(),
                 **asdict(digest),

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Bytes on their way into a set's file and out of it: source → compress → hash → file, and the same chain reversed.
 
-Everything moves in pieces of 1 MiB with a few in flight, so memory stays flat whatever the size. Compression and
+Everything moves in pieces of 512 KiB with a few in flight, so memory stays flat whatever the size. Compression and
 hashing run in threads of their own (zlib, ISA-L, OpenSSL and zstd all let go of Python's lock while they work).
 
 gzip is written as one member in which each piece is compressed on its own by ISA-L, or stored as it is where that
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import mmap
 import os
@@ -260,7 +261,10 @@ class Growing:
 
 
 class Writer:
-    """Writes one file of a set. Feed it with `write`, then `close` (gives the `Digest`) or `abandon` (removes the file)."""
+    """Writes one file of a set. Feed it with `write`, then `close` (gives the `Digest`) or `abandon` (removes the file).
+
+    Leaving it as a context manager abandons what was not closed.
+    """
 
     def __init__(
         self,
@@ -279,7 +283,7 @@ class Writer:
         self._growing = growing
         self._encoder = _encoder(compression, level)
         self._raw_bytes = 0
-        # A few buffers go round, from what comes in to the disk: a fresh megabyte for each piece costs more than hashing it.
+        # A few buffers go round, from what comes in to the disk: fresh memory for each piece costs more than hashing it.
         self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         for __ in range(_BUFFERS):
             self._free.put(memoryview(bytearray(PIECE)))
@@ -357,8 +361,14 @@ class Writer:
             raise
         return Digest(size, sha256, self._raw_bytes)
 
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *__: object) -> None:
+        self.abandon()
+
     def abandon(self) -> None:
-        """Stop and remove the file."""
+        """Stop and remove the file, unless it was closed."""
         if self._file.closed:
             return
         self._compress.abandon()
@@ -406,13 +416,8 @@ class _File:
             self._digest.update(rest)
         before, self._filled = self.written, 0
         while rest:
-            try:
-                done = os.write(self._descriptor, rest)
-            except OSError as error:
-                if error.errno != errno.EINVAL or not _is_direct(self._descriptor):
-                    raise BackupError(process.os_sentence(error, f"writing {self.path}")) from error
-                _set_direct(self._descriptor, on=False)  # a file system with limits of its own
-                continue
+            write = functools.partial(os.write, self._descriptor, rest)
+            done = process.guarded(functools.partial(_unless_refused, self._descriptor, write), f"writing {self.path}")
             self.written += done
             rest = rest[done:]
         if self.written // _FLUSHED != before // _FLUSHED and not _is_direct(self._descriptor):
@@ -582,17 +587,7 @@ class Reader:
             if not _is_direct(descriptor):  # such a read would write out and wait by itself (open(2))
                 os.fdatasync(descriptor)
                 _let_go(descriptor)
-        return self._read(descriptor, buffer)
-
-    @staticmethod
-    def _read(descriptor: int, buffer: memoryview) -> int:
-        try:
-            return os.readv(descriptor, [buffer])
-        except OSError as error:
-            if error.errno != errno.EINVAL or not _is_direct(descriptor):
-                raise
-            _set_direct(descriptor, on=False)  # a file system with limits of its own
-            return os.readv(descriptor, [buffer])
+        return _unless_refused(descriptor, lambda: os.readv(descriptor, [buffer]))
 
     def _content(self) -> Iterator[bytes]:
         if self._compression == "gzip":
@@ -602,7 +597,7 @@ class Reader:
         return map(bytes, self._file())
 
     def pieces(self) -> Iterator[bytes]:
-        """The content from its start, in pieces of up to 4 MiB, read, hashed and decompressed in a thread of their own.
+        """The content from its start, in pieces of up to 2 MiB, read, hashed and decompressed in a thread of their own.
 
         Raises VerificationError where the file is damaged or ends early, BackupError where it cannot be read.
         """
@@ -659,6 +654,17 @@ def _is_direct(descriptor: int) -> bool:
 def _set_direct(descriptor: int, *, on: bool) -> None:
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
+
+
+def _unless_refused(descriptor: int, transfer: Callable[[], int]) -> int:
+    """What `transfer` moves; through the page cache from now on where a file system with limits of its own refuses it past it."""
+    try:
+        return transfer()
+    except OSError as error:
+        if error.errno != errno.EINVAL or not _is_direct(descriptor):
+            raise
+        _set_direct(descriptor, on=False)
+        return transfer()
 
 
 class Stream:

@@ -1713,14 +1713,10 @@ def _write_file(path: Path, pieces: Iterator[bytes | memoryview]) -> None:
 
 def _write_hashed(path: Path, pieces: Iterator[memoryview]) -> str:
     """Past the page cache, side by side with what brings the pieces; gives their SHA-256."""
-    writer = Writer(path)
-    try:
+    with Writer(path) as writer:
         for piece in pieces:
             writer.write(piece)
         return writer.close().sha256
-    except BaseException:
-        writer.abandon()
-        raise
 
 
 Wanted = dict[str, tuple[Any, dict[str, Any]]]

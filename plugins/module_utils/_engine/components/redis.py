@@ -1524,13 +1524,9 @@ class RedisRestoration(Restoration):
             if not path.exists():
                 break
             path = path.with_stem(f"redis_{self._component.context.stamp}_{number}")
-        writer = Writer(path)
-        try:
+        with Writer(path) as writer:
             self._component.dump_all(writer)
             writer.close()
-        except BaseException:
-            writer.abandon()
-            raise
         sync_directory(folder)
         self._safety = path
 
