@@ -41,7 +41,7 @@ except ImportError:  # no wheel for this machine: the same bytes, more slowly
 
 PIECE = 512 * 1024
 Piece: TypeAlias = "bytes | memoryview"
-_BUFFERS, _READY = 6, 2
+_BUFFERS, _READY = 6, 1
 _SAMPLE = 32 * 1024
 _LITTLE, _MOMENT_S = 256 * 1024, 0.001
 STRIDE = 64 * PIECE
@@ -467,7 +467,7 @@ def _inflate(packed: Iterator[memoryview], path: Path) -> Iterator[bytes]:
                 decoder = fast_zlib.decompressobj(wbits=31)
             begun = True
             try:
-                raw = decoder.decompress(data, 4 * PIECE)
+                raw = decoder.decompress(data, PIECE)
             except (zlib.error, fast_zlib.error) as error:
                 raise VerificationError(f"{path} is damaged: gzip says {error}") from None
             if raw:
@@ -491,8 +491,8 @@ def _unzstd(packed: Iterator[memoryview], path: Path) -> Iterator[bytes]:
             except zstandard.ZstdError as error:
                 raise VerificationError(f"{path} is damaged: zstd says {error}") from None
             if len(ready) >= PIECE:
-                for at in range(0, len(ready), 4 * PIECE):
-                    yield bytes(ready[at : at + 4 * PIECE])
+                for at in range(0, len(ready), PIECE):
+                    yield bytes(ready[at : at + PIECE])
                 ready.clear()
     if ready:
         yield bytes(ready)
@@ -597,7 +597,7 @@ class Reader:
         return map(bytes, self._file())
 
     def pieces(self) -> Iterator[bytes]:
-        """The content from its start, in pieces of up to 2 MiB, read, hashed and decompressed in a thread of their own.
+        """The content from its start, in pieces of up to 512 KiB, read, hashed and decompressed in a thread of their own.
 
         Raises VerificationError where the file is damaged or ends early, BackupError where it cannot be read.
         """
