@@ -75,7 +75,8 @@ def page(found: Findings) -> str:
         "## What was run",
         "Ours: `agentmem-backup create`, `create --fingerprint content`, `restore latest --yes`, `verify latest`, `--version`, "
         "`list`, as programs of their own, the start of Python included. The dump alone is the engine's in a child process, "
-        "timed from opening the cut to the closed and flushed file. Modules and playbooks are runs of `ansible-playbook` from "
+        "timed from opening the cut to the closed and flushed file. A restore over live data saves a copy of every store first, "
+        "which the guide's way does not: no bound is set for it. Modules and playbooks are runs of `ansible-playbook` from "
         "start to end, on this machine over the connection `local`, with one task each; the backups of "
         "many hosts at once are those of the playbook, each host with a directory of its own. "
         "A fleet is installed on hosts with a real systemd (systemd-nspawn) by ssh with Ansible's defaults, the packages there "
@@ -142,7 +143,8 @@ def _memory_part(found: Findings) -> list[str]:
         "by which it is judged, and of that the anonymous part. The sum of every process's own high-water mark (VmHWM) is an "
         "upper bound that nothing between two looks can hide from; shared pages count several times in it. Page cache is in none "
         "of them. The throwaway Redis of a restore holds the dataset and counts as a store. "
-        f"Only the size of PostgreSQL differs: {little:g} and {much:g} MB."
+        f"Only the size of PostgreSQL differs: {little:g} and {much:g} MB. With little it is done before the other stores begin, "
+        "with much they are all dumped at once, and pg_dump, which takes 7 MB, is still there: that is the difference."
     )
     return ["## Memory", explained, "\n".join(lines)]
 
