@@ -782,9 +782,12 @@ def test_a_full_disk_under_the_log_or_the_output_fails_no_backup(stores: Stores)
     assert (done.returncode, done.stderr) == (0, "")
     rows = json.loads(command.good(stores, "list", "--json").stdout)
     assert [row["verdict"] for row in rows] == ["verified", "verified"]
-    listed = command.run(stores, str(command.BIN / "agentmem-backup"), program=("sh", "-c", 'exec "$0" list >/dev/full'))
-    assert listed.returncode == 1
-    assert listed.stderr.startswith("agentmem-backup: writing the output failed: the disk is full")
+    for asked in ("list", "--help"):
+        told = command.run(stores, str(command.BIN / "agentmem-backup"), program=("sh", "-c", f'exec "$0" {asked} >/dev/full'))
+        sentence = "agentmem-backup: writing the output failed: the disk is full: make room or prune old sets\n"
+        assert (told.returncode, told.stderr) == (1, sentence)
+    piped = command.run(stores, str(command.BIN / "agentmem-backup"), program=("sh", "-c", '{ "$0" list; echo $? >&2; } | true'))
+    assert piped.stderr == "1\n"
 
 
 def test_a_stray_file_among_the_work_in_progress_stops_nothing(stores: Stores) -> None:

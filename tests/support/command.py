@@ -21,8 +21,9 @@ QUIET = ("--set", "health_url=")
 
 
 def environment(stores: Stores, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment that points the command at `stores`."""
-    return {**os.environ, **stores.environment(), **(extra or {})}
+    """The environment that points the command at `stores`. Its output is buffered, as everybody has it."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return {**inherited, **stores.environment(), **(extra or {})}
 
 
 def run(

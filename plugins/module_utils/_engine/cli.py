@@ -9,8 +9,10 @@ Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 verification failed or sus
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -729,8 +731,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a ✓ that a Latin-1 terminal does not know must not end a backup
             stream.reconfigure(errors="backslashreplace")
     try:
-        arguments = parser().parse_args(argv)
-        code: int = arguments.run(arguments)
+        code = _run(argv)
         sys.stdout.flush()
         return code
     except BackupError as error:
@@ -738,11 +739,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"agentmem-backup: {error}\n")
         return error.exit_code
     except BrokenPipeError:
+        _give_up_output()
         sys.stderr.close()
         return 1
-    except SystemExit as done:  # --help and --version
-        return int(done.code or 0)
     except OSError as error:
+        if not error.filename:
+            _give_up_output()
         where = f"using {error.filename}" if error.filename else "writing the output"
         sys.stderr.write(f"agentmem-backup: {process.os_sentence(error, where)}\n")
         return 1
@@ -751,6 +753,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         sys.stderr.write(f"agentmem-backup: unexpected {type(error).__name__}: {one_line(error)} (please report this)\n")
         return 1
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = parser().parse_args(argv)
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+    return int(arguments.run(arguments))
+
+
+def _give_up_output() -> None:
+    """Python may try once more at its end to write what still waits, and then says so itself and exits with 120 (Py_Exit)."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
