@@ -34,7 +34,7 @@ import httpx
 import pytest
 
 from tests.support.listeners import Mailbox, Recorder, mail_server, recorder
-from tests.support.servers import CHECKOUT, LOOPBACK, Server, ServerError
+from tests.support.servers import CHECKOUT, LOOPBACK, Server, ServerError, traversable
 
 BUCKET = "agentmem-backups"
 
@@ -60,6 +60,11 @@ def certify(directory: Path, name: str, days: int = -1) -> None:
 
 class Endpoint(Server):
     """A place for sets. `files` are the objects under a folder, `change` puts other bytes in place of one's."""
+
+    def __init__(self, directory: Path | str | None = None) -> None:
+        super().__init__(directory)
+        if not traversable(CHECKOUT):  # as in root's home: the programs are the checkout's own
+            self.owner = None
 
     def target(self) -> dict[str, Any]:
         """The settings of a target here."""
@@ -253,7 +258,7 @@ class Azure(Endpoint):
     def command(self) -> Sequence[str]:
         script = CHECKOUT / ".cache" / "azurite" / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
         if not script.exists():
-            raise ServerError(f"there is no {script}: run script/bootstrap where npm is installed")
+            raise ServerError(f"there is no {script}: run script/bootstrap")
         options = ["--blobHost", self.host, "--blobPort", str(self.port), "--location", str(self.private("data"))]
         return ["node", str(script), *options, "--skipApiVersionCheck", "--silent", "--disableTelemetry"]
 
