@@ -72,7 +72,7 @@ def check_machine() -> None:
     """Raise Trouble with one sentence that names everything this machine lacks."""
     if os.geteuid() != 0:
         raise Trouble("molecule's hosts need root: mounts, a bridge and systemd-nspawn")
-    if platform.system() != "Linux" or not Path("/sys/fs/cgroup").is_dir():
+    if platform.system() != "Linux" or not Path("/sys/fs/cgroup").is_mount():
         raise Trouble("molecule's hosts need a Linux with control groups")
     absent = sorted({package for program, package in PROGRAMS.items() if not shutil.which(program)})
     if absent:
