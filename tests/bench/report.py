@@ -76,7 +76,7 @@ def page(found: Findings) -> str:
         "Ours: `agentmem-backup create`, `create --fingerprint content`, `restore latest --yes`, `verify latest`, `--version`, "
         "`list`, as programs of their own, the start of Python included. The dump alone is the engine's in a child process, "
         "timed from opening the cut to the closed and flushed file. A restore over live data saves a copy of every store first, "
-        "which the guide's way does not: no bound is set for it. Modules and playbooks are runs of `ansible-playbook` from "
+        "which the guide's way does not. Modules and playbooks are runs of `ansible-playbook` from "
         "start to end, on this machine over the connection `local`, with one task each; the backups of "
         "many hosts at once are those of the playbook, each host with a directory of its own. "
         "A fleet is installed on hosts with a real systemd (systemd-nspawn) by ssh with Ansible's defaults, the packages there "
