@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from agentmem_backup import cli
 
-from tests.support import command, compare, data
+from tests.support import command, compare, data, page_cache
 from tests.support.servers import Stores
 
 GUIDE_TEXT = """\
@@ -447,6 +447,18 @@ def test_quick_reads_digests_and_does_not_claim_more(stores: Stores) -> None:
     assert "integrity OK" not in quick
     damaged(stores.backup_dir / f"qdrant_{made['id']}.tar.gz", "bit")
     assert command.run(stores, "verify", "--depth", "quick", made["id"]).returncode == 3
+
+
+@pytest.mark.parametrize("depth", ["quick", "full"])
+def test_verify_asks_the_disk_and_not_the_page_cache(stores: Stores, depth: str) -> None:
+    path = stores.backup_dir / f"qdrant_{command.create(stores)['id']}.tar.gz"
+    middle = path.stat().st_size // 2
+    if not page_cache.can_be_passed(path):
+        pytest.skip("this file system has no O_DIRECT")
+    command.good(stores, "verify", "--depth", depth, str(path))
+    assert not page_cache.remembers(path, middle)
+    path.read_bytes()
+    assert page_cache.remembers(path, middle)
 
 
 def test_a_store_that_shrank_raises_the_alarm_until_acknowledged(stores: Stores) -> None:

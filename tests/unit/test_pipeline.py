@@ -29,6 +29,8 @@ from agentmem_backup.pipeline import PIECE, Reader, Stream, Writer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support import page_cache
+
 COMPRESSIONS = ["gzip", "zstd", "none"]
 
 
@@ -195,24 +197,6 @@ def test_a_reader_that_is_left_early_ends_its_thread(tmp_path: Path) -> None:
     assert threading.active_count() == before
 
 
-def in_memory(path: Path) -> bool:
-    """Whether the kernel could give the file's start without asking the disk (preadv2(2), RWF_NOWAIT)."""
-    with path.open("rb") as file:
-        try:
-            return os.preadv(file.fileno(), [bytearray(4096)], 0, os.RWF_NOWAIT) > 0
-        except BlockingIOError:
-            return False
-
-
-def knows_direct(path: Path) -> bool:
-    """Whether the file system of an existing file can be read and written past the page cache."""
-    try:
-        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
-    except OSError:
-        return False
-    return True
-
-
 @pytest.mark.parametrize("place", ["disk", "memory"])
 @pytest.mark.parametrize("name", samples())
 @pytest.mark.parametrize("compression", COMPRESSIONS)
@@ -228,12 +212,12 @@ def test_past_the_cache_the_same_is_read(tmp_path: Path, compression: str, name:
 def test_past_the_cache_the_disk_is_read(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write(path, samples()["noise"], "gzip")
-    if not knows_direct(path):
+    if not page_cache.can_be_passed(path):
         pytest.skip("this file system has no O_DIRECT")
     for past_cache in (True, False):
         for __ in Reader(path, compression="gzip", past_cache=past_cache).pieces():
             pass
-        assert in_memory(path) is not past_cache
+        assert page_cache.remembers(path) is not past_cache
 
 
 def test_a_file_system_that_opens_but_does_not_read_past_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +258,7 @@ def test_past_the_cache_the_same_is_written(tmp_path: Path, place: str, refusal:
         monkeypatch.undo()
         assert (folder / "file").read_bytes() == content
     assert (digest.bytes, digest.sha256) == (len(content), hashlib.sha256(content).hexdigest())
-    if place == "disk" and knows_direct(tmp_path / "file"):
+    if place == "disk" and page_cache.can_be_passed(tmp_path / "file"):
         assert direct[0], "the first write fills the page cache"
     assert not direct[-1], "the end of the file is no whole block"
 

@@ -694,16 +694,10 @@ class Stream:
         return data
 
 
-def hash_file(path: Path) -> tuple[int, str]:
-    """Size in bytes and SHA-256 of a file as it lies on the disk. Raises BackupError."""
-    digest, size = hashlib.sha256(), 0
-    try:
-        with path.open("rb", buffering=0) as file:
-            while piece := file.read(PIECE):
-                if process.stopping():
-                    raise Cancelled("the run is being stopped")
-                digest.update(piece)
-                size += len(piece)
-    except OSError as error:
-        raise BackupError(process.os_sentence(error, f"reading {path}")) from error
-    return size, digest.hexdigest()
+def hash_file(path: Path, *, past_cache: bool = False) -> tuple[int, str]:
+    """Size in bytes and SHA-256 of a file as it lies on the disk; `past_cache` is the Reader's. Raises BackupError."""
+    reader = Reader(path, compression="none", past_cache=past_cache)
+    for __ in reader.pieces():
+        pass
+    digest = reader.digest()
+    return digest.bytes, digest.sha256
