@@ -706,8 +706,8 @@ class QdrantComponent(Component):
     def __init__(self, context: Context):
         super().__init__(context)
         self._uploaded: set[str] = set()
-        self._final = False
         """Uploads of a killed run that were answered and deleted, as its journal says."""
+        self._final = False
 
     @property
     def options(self) -> QdrantSettings:
