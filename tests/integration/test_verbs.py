@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from agentmem_backup import cli
 
-from tests.support import command, compare, data, page_cache
+from tests.support import command, compare, data, disks, page_cache
 from tests.support.servers import Stores
 
 GUIDE_TEXT = """\
@@ -424,6 +424,21 @@ def test_an_edited_manifest_and_a_newer_one(stores: Stores) -> None:
     done = command.run(stores, "restore", "--yes", made["id"])
     assert done.returncode == 3
     assert "upgrade agentmem-backup" in done.stderr
+
+
+def test_the_plan_warns_where_qdrant_has_not_three_times_the_room_that_an_upload_takes(stores: Stores, tmp_path: Path) -> None:
+    """A field note: such an upload ends with 500, and its file stays."""
+    if not disks.can_mount(tmp_path / "try"):
+        pytest.skip("this machine lets nobody mount a small disk")
+    made = command.create(stores)
+    manifest = json.loads((stores.backup_dir / f"manifest_{made['id']}.json").read_text())
+    collections = manifest["components"]["qdrant"]["inventory"]["collections"]
+    largest = max(one["size"] for collection in collections for one in collection["snapshots"])
+    (data_dir := tmp_path / "storage").mkdir()
+    for more, warned in ((-0.05, True), (0.05, False)):
+        with disks.small_disk(data_dir, 3 * largest / (1 << 20) + more):
+            done = command.good(stores, "restore", made["id"], "--dry-run", "--set", f"qdrant.data_dir={data_dir}")
+        assert ("three times the largest snapshot" in done.stdout + done.stderr) is warned
 
 
 def test_a_single_file_with_and_without_its_set(stores: Stores, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def small_disk(path: Path, megabytes: int) -> Iterator[None]:
+def small_disk(path: Path, megabytes: float) -> Iterator[None]:
     """A file system of so many megabytes, mounted on `path` for the length of the block."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0700", "tmpfs", str(path)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={int(megabytes * 1024)}k,mode=0700", "tmpfs", str(path)], check=True)
     try:
         yield
     finally:

@@ -293,3 +293,34 @@ def test_an_error_of_the_system_becomes_a_sentence(number: int, words: str) -> N
     with pytest.raises(BackupError, match=f"^writing /x failed: .*{words}"):
         process.guarded(fail, "writing /x")
     assert process.guarded(lambda: 5, "counting") == 5
+
+
+ASKED = """
+import ctypes, functools, operator, select, signal, sys
+from agentmem_backup import process
+from agentmem_backup.errors import Cancelled
+
+really = select.select
+interrupt = functools.partial(ctypes.CDLL(None)["raise"], signal.SIGINT)
+
+def interrupted(*waited):
+    # Of two calls that map makes Python runs no handler between them: it only notes that a signal came.
+    return list(map(operator.methodcaller("__call__"), (interrupt, functools.partial(really, *waited))))[1]
+
+select.select = interrupted
+process.stop_on_signals()
+try:
+    process.wait_for_line(sys.stdin)
+except Cancelled as error:
+    print(error)
+"""
+
+
+def test_a_signal_that_comes_just_before_the_wait_for_an_answer_ends_it() -> None:
+    with subprocess.Popen([sys.executable, "-c", ASKED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as asked:
+        try:
+            assert asked.wait(20) == 0
+        finally:
+            asked.kill()
+        assert asked.stdout is not None
+        assert asked.stdout.read() == "stopped by SIGINT\n"
