@@ -231,20 +231,21 @@ def examine_file(
     with path.open("rb") as file:
         if file.read(len(magic)) != magic:
             section.bad(f"{label} is not a {compression} file: {path}")
+    # The question is what the disk holds, and not what the kernel remembers of it. A restore reads the file once more right
+    # away, and needs what is remembered.
+    past_cache = keep is None
     try:
         if depth == QUICK:
-            section.sha256 = pipeline.hash_file(path, past_cache=True)[1]
+            section.sha256 = pipeline.hash_file(path, past_cache=past_cache)[1]
             _compare_digest(section, label, path, entry, section.sha256)
         else:
-            # The question is what the disk holds, and not what the kernel remembers of it. A restore reads the file once more
-            # right away, and needs what is remembered.
             described = entry if entry and "fingerprint" in entry else None
-            source = Source(path, compression, described, keep=keep, past_cache=keep is None)
+            source = Source(path, compression, described, keep=keep, past_cache=past_cache)
             walk_file(section, component, source, entry, reporter)
     except BackupError as error:
         section.bad(f"{label} is damaged: {error}" if str(path) not in str(error) else f"{label}: {error}")
         if not section.sha256:
-            section.sha256 = pipeline.hash_file(path)[1]
+            section.sha256 = pipeline.hash_file(path, past_cache=past_cache)[1]
             _compare_digest(section, label, path, entry, section.sha256)
 
 
