@@ -186,11 +186,12 @@ def test_what_was_not_read_to_its_end_has_no_digest(tmp_path: Path) -> None:
         reader.digest()
 
 
-def test_a_reader_that_is_left_early_ends_its_thread(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hashing", [True, False])
+def test_a_reader_that_is_left_early_ends_its_thread(tmp_path: Path, hashing: bool) -> None:
     path = tmp_path / "file"
-    write(path, bytes(40 * PIECE), "gzip")
+    write(path, random.Random(7).randbytes(40 * PIECE), "gzip")
     before = threading.active_count()
-    pieces = Reader(path, compression="gzip").pieces()
+    pieces = Reader(path, compression="gzip", hashing=hashing).pieces()
     next(pieces)
     assert threading.active_count() == before + 1
     pieces.close()

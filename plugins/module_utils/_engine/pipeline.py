@@ -24,7 +24,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -450,18 +450,10 @@ def _let_go(descriptor: int) -> None:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _halves(packed: Iterator[memoryview]) -> Iterator[Piece]:
-    """The pieces in halves: decompressed at once each is about two pieces, and what a bounded step leaves over is copied."""
-    for piece in packed:
-        for at in range(0, len(piece), PIECE // 2):
-            with piece[at : at + PIECE // 2] as half:
-                yield half
-
-
-def _inflate(packed: Iterator[memoryview], path: Path) -> Iterator[bytes]:
+def _inflate(packed: Iterator[Piece], path: Path) -> Iterator[bytes]:
     decoder = fast_zlib.decompressobj(wbits=31)
     begun = False
-    for data in _halves(packed):
+    for data in packed:
         while data:
             if decoder.eof:  # another member, as `cat a.gz b.gz` or pigz make them
                 decoder = fast_zlib.decompressobj(wbits=31)
@@ -477,7 +469,7 @@ def _inflate(packed: Iterator[memoryview], path: Path) -> Iterator[bytes]:
         raise VerificationError(f"{path} is damaged: its gzip stream ends too early")
 
 
-def _unzstd(packed: Iterator[memoryview], path: Path) -> Iterator[bytes]:
+def _unzstd(packed: Iterator[Piece], path: Path) -> Iterator[bytes]:
     import zstandard
 
     decoder = zstandard.ZstdDecompressor().decompressobj()
@@ -503,6 +495,9 @@ def _unzstd(packed: Iterator[memoryview], path: Path) -> Iterator[bytes]:
 MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 """How a compressed file begins (RFC 1952, RFC 8878)."""
 _SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".dump": "none", ".rdb": "none", ".tar": "none"}
+
+
+_DECODERS: dict[str, Callable[[Iterator[Piece], Path], Iterator[bytes]]] = {"gzip": _inflate, "zstd": _unzstd}
 
 
 def compression_of(path: Path) -> str:
@@ -545,6 +540,8 @@ class Reader:
         self._growing = growing
         self._hashing = hashing
         self._compression = compression or compression_of(path)
+        # Decompressed at once this is about two pieces; and what a bounded step leaves over is copied.
+        self._step = PIECE if self._compression == "none" else PIECE // 2
         self._advance = advance
         self._stored = hashlib.sha256()
         self._stored_bytes = 0
@@ -556,7 +553,7 @@ class Reader:
         """The file in pieces that hold until the next is asked for."""
         try:
             descriptor = self._opened()
-            with contextlib.closing(mmap.mmap(-1, PIECE)) as space, memoryview(space) as buffer:  # pages, as O_DIRECT wants them
+            with contextlib.closing(mmap.mmap(-1, self._step)) as space, memoryview(space) as buffer:  # pages: O_DIRECT
                 try:
                     while size := self._next(descriptor, buffer):
                         with buffer[:size] as piece:
@@ -582,38 +579,32 @@ class Reader:
 
     def _next(self, descriptor: int, buffer: memoryview) -> int:
         """Read the next piece, whole ones only while the file grows: where it ended a moment ago the disk knows no end."""
-        if self._growing is not None and self._stored_bytes + PIECE > self._there and not self._growing.ended:
+        if self._growing is not None and self._stored_bytes + self._step > self._there and not self._growing.ended:
             self._there = self._growing.wait_for(self._stored_bytes + STRIDE)
             if not _is_direct(descriptor):  # such a read would write out and wait by itself (open(2))
                 os.fdatasync(descriptor)
                 _let_go(descriptor)
         return _unless_refused(descriptor, lambda: os.readv(descriptor, [buffer]))
 
-    def _content(self) -> Iterator[bytes]:
-        if self._compression == "gzip":
-            return _inflate(self._file(), self.path)
-        if self._compression == "zstd":
-            return _unzstd(self._file(), self.path)
-        return map(bytes, self._file())
-
-    def pieces(self) -> Iterator[bytes]:
-        """The content from its start, in pieces of up to 512 KiB, read, hashed and decompressed in a thread of their own.
-
-        Raises VerificationError where the file is damaged or ends early, BackupError where it cannot be read.
-        """
-        ready: queue.Queue[bytes | BaseException | None] = queue.Queue(_READY)
+    def _ahead(self, pieces: Iterator[Piece]) -> Generator[bytes, None, None]:
+        """What comes of `pieces`, brought by a thread of its own."""
+        ready: queue.SimpleQueue[bytes | BaseException | None] = queue.SimpleQueue()
+        room: queue.SimpleQueue[None] = queue.SimpleQueue()
         given_up = threading.Event()
 
         def produce() -> None:
             try:
-                for piece in self._content():
+                for piece in pieces:
+                    room.get()
                     if given_up.is_set() or process.stopping():
                         return
-                    ready.put(piece)
+                    ready.put(bytes(piece))
                 ready.put(None)
             except BaseException as error:  # raised in the reading thread
                 ready.put(error)
 
+        for __ in range(_READY):
+            room.put(None)
         thread = threading.Thread(target=produce, name="read", daemon=True)
         thread.start()
         try:
@@ -628,17 +619,31 @@ class Reader:
                     break
                 if isinstance(piece, BaseException):
                     raise piece
+                room.put(None)
+                yield piece
+        finally:
+            given_up.set()
+            room.put(None)
+            thread.join()
+
+    def pieces(self) -> Iterator[bytes]:
+        """The content from its start, in pieces of up to 512 KiB; a thread of its own reads ahead.
+
+        Raises VerificationError where the file is damaged or ends early, BackupError where it cannot be read.
+        """
+        decode = _DECODERS.get(self._compression)
+        file: Iterator[Piece] = self._file()
+        # The thread that hashes leaves decompressing to whoever asks for the content: so both have about as much to do, and
+        # what is handed over is less. Where nothing is hashed it decompresses.
+        if decode is not None and not self._hashing:
+            file, decode = decode(file, self.path), None
+        with contextlib.closing(self._ahead(file)) as ahead:
+            for piece in decode(ahead, self.path) if decode is not None else ahead:
                 self._raw_bytes += len(piece)
                 if self._advance:
                     self._advance(self._raw_bytes)
                 yield piece
-            self._complete = True
-        finally:
-            given_up.set()
-            while thread.is_alive():
-                with contextlib.suppress(queue.Empty):
-                    ready.get_nowait()
-                thread.join(timeout=0.01)
+        self._complete = True
 
     def digest(self) -> Digest:
         """What was read. Raises BackupError before the end was reached."""
