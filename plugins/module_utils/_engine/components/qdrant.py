@@ -2142,6 +2142,7 @@ class QdrantRestoration(Restoration):
         return changes
 
     def _begin(self, target: _Target, record: dict[str, Any], pieces: Iterator[bytes]) -> tuple[_Upload, Sending]:
+        self._sweep()
         node = self.by_name[record["node"]]
         safety = next((one for where, one in target.safety if where is node), None)
         upload = _Upload(node, target.name, _upload_name())
@@ -2153,17 +2154,18 @@ class QdrantRestoration(Restoration):
 
     @contextlib.contextmanager
     def _kept(self, upload: _Upload) -> Iterator[None]:
-        """Delete the uploaded file once it was answered; after a failure `abort` and `close` do."""
+        """Note whether the server is done with the uploaded file."""
         try:
             yield
         except BackupError as error:
             upload.known = isinstance(error, (Answered, Cancelled, VerificationError))
             raise
         upload.known = True
-        self._sweep()
 
     def _sweep(self) -> None:
-        """Delete uploaded files; what cannot be deleted now is tried again in `close`."""
+        """Delete uploaded files: before the next is sent, and the last once the application is let back in, which need not
+        wait for it. What cannot be deleted now is tried again in `close`.
+        """
         for upload in list(self._leftovers):
             with contextlib.suppress(BackupError):
                 there = self.component.forget_upload(upload.node, upload.collection, upload.name)
@@ -2240,6 +2242,7 @@ class QdrantRestoration(Restoration):
 
     def compare(self) -> Comparison:
         """Points, payload schema, vectors' shape and aliases of the live server against what was recorded."""
+        self._sweep()
         found = Comparison()
         first = self.nodes[0]
         for target in self.targets:
@@ -2350,6 +2353,7 @@ class QdrantRestoration(Restoration):
             raise BackupError("it was broken before, so there is no safety copy to go back to")
         else:
             for node, safety in target.safety:
+                self._sweep()
                 upload = _Upload(node, target.name, _upload_name())
                 self._leftovers.append(upload)
                 with self._kept(upload):
