@@ -19,6 +19,7 @@ from agentmem_backup import process
 from agentmem_backup.components import postgresql
 from agentmem_backup.components.base import CONTENT, COUNTS, RestoreOptions, Source
 from agentmem_backup.errors import BackupError, UsageError, VerificationError
+from agentmem_backup.formats import pgarchive
 from psycopg import sql
 
 from tests.support.compare import capture_postgres, fact_differences
@@ -83,6 +84,54 @@ def test_every_restored_table_is_analyzed(store: Store) -> None:
     with store.server.connect_application() as connection:
         assert connection.execute(never).fetchall() == []
     assert "only superuser can analyze" not in store.server.log.read_bytes()[log:].decode(errors="replace")
+
+
+def with_indexes(server: Postgres) -> set[tuple[str, str]]:
+    """Tables that have an index, partitions left out."""
+    query = """
+      SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+      WHERE c.relkind = 'r' AND NOT c.relispartition AND c.relhasindex AND n.nspname !~ '^pg_'"""
+    with server.connect_application() as connection:
+        return set(connection.execute(query).fetchall())
+
+
+@pytest.mark.parametrize(
+    ("away", "back"),
+    [
+        ("DROP INDEX memories_by_source", "CREATE INDEX memories_by_source ON memories ((metadata ->> 'source'))"),
+        ("DROP TRIGGER touch ON memories", "CREATE TRIGGER touch BEFORE UPDATE ON memories EXECUTE FUNCTION touch()"),
+        (
+            "ALTER TABLE memories DROP CONSTRAINT memories_agent_id_fkey",
+            "ALTER TABLE memories ADD CONSTRAINT memories_agent_id_fkey FOREIGN KEY (agent_id) REFERENCES agents",
+        ),
+    ],
+)
+def test_a_table_is_analyzed_while_others_are_built_and_not_before_all_of_it_is_there(store: Store, away: str, back: str) -> None:
+    """Without an index there are no statistics of its expressions, and a trigger would have to wait for the ANALYZE."""
+    entries = pgarchive.walk(store.dump().pieces()).entries
+    execute(store.server, away)
+    waiting = {("public", "memories"), *([("public", "agents")] if "agents" in back else [])}
+    all_others = with_indexes(store.server) - waiting
+    with postgresql.Analyzing(store.component.access, store.server.dbname, entries) as analyzing:
+        wait_until(lambda: analyzing.done == all_others, 30, lambda: None if analyzing.running else "it has ended")
+        execute(store.server, "DELETE FROM pg_statistic", back, superuser=True)
+        wait_until(lambda: waiting <= analyzing.done, 30, lambda: None if analyzing.running else "it has ended")
+    with store.server.connect_application() as connection:
+        (known,) = connection.execute("SELECT count(*) FROM pg_stats WHERE tablename = 'memories_by_source'").fetchone() or (0,)
+    assert known == 1
+    assert ("public", "messages") in all_others
+
+
+def test_whoever_holds_a_table_does_not_hold_up_what_is_analyzed_on_the_way(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql.Analyzing, "_WAIT", "50ms")
+    entries = pgarchive.walk(store.dump().pieces()).entries
+    with store.server.connect_application() as connection, connection.transaction():
+        connection.execute("LOCK TABLE memories IN SHARE MODE")
+        with postgresql.Analyzing(store.component.access, store.server.dbname, entries) as analyzing:
+            wait_until(lambda: not analyzing.running, 30, lambda: None)
+    assert ("public", "memories") not in analyzing.done
 
 
 def test_restore_where_there_is_no_database(store: Store) -> None:

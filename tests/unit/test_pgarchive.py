@@ -168,7 +168,9 @@ def test_contents_reads_no_further_than_the_table_of_contents() -> None:
         yield content[: content.index(b"\x01" + integer(10) + integer(4))]
         raise AssertionError("read too far")
 
-    assert [one.tag for one in pgarchive.contents(pieces()).entries] == ["public", "memories", "empty", "no columns"]
+    entries = pgarchive.contents(pieces()).entries
+    assert [one.tag for one in entries] == ["public", "memories", "empty", "no columns"]
+    assert {one.needs for one in entries} == {(7,)}
 
 
 def test_offsets_are_written_where_the_data_begins() -> None:

@@ -1271,7 +1271,88 @@ WHERE c.relkind IN ('r', 'm', 'p') AND NOT c.relispartition AND n.nspname !~ '^p
 ORDER BY pg_catalog.pg_table_size(c.oid) DESC, 1, 2"""
 """Tables and materialized views; a partitioned table brings its partitions along."""
 
+_BUILT = """
+WITH made(relation, kind) AS (
+  SELECT indrelid, 0 FROM pg_catalog.pg_index WHERE indisvalid
+  UNION ALL SELECT stxrelid, 1 FROM pg_catalog.pg_statistic_ext
+  UNION ALL SELECT conrelid, 2 FROM pg_catalog.pg_constraint WHERE contype = 'f' AND conparentid = 0
+  UNION ALL SELECT confrelid, 2 FROM pg_catalog.pg_constraint WHERE contype = 'f' AND conparentid = 0 AND confrelid <> conrelid
+  UNION ALL SELECT tgrelid, 3 FROM pg_catalog.pg_trigger WHERE NOT tgisinternal)
+SELECT n.nspname, c.relname, count(*) FILTER (WHERE m.kind = 0), count(*) FILTER (WHERE m.kind = 1),
+  count(*) FILTER (WHERE m.kind = 2), count(*) FILTER (WHERE m.kind = 3)
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace JOIN made m ON m.relation = c.oid
+WHERE c.relkind = 'r' AND NOT c.relispartition AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+GROUP BY c.oid, n.nspname, c.relname"""
+"""What each table has by now of all that is made only once its rows are in, as `_BUILT_AS` counts it; a foreign key belongs
+to both of its tables, for it locks both."""
+_BUILT_AS = {"INDEX": 0, "CONSTRAINT": 0, "STATISTICS": 1, "FK CONSTRAINT": 2, "TRIGGER": 3}
+
 # --------------------------------------------------------------------------------------------------------- the restore
+
+
+class Analyzing:
+    """ANALYZE of the tables of a database that is being restored, of each once nothing more will be made of it.
+
+    Beside the restore and not after it: the server is building indexes of other tables anyway. And autovacuum, which soon
+    comes to tables that were filled, makes whoever comes after it wait for deadlock_timeout, a second.
+
+    Where it does not get to a table, that table is simply not in `done`. Leave it as a context manager.
+    """
+
+    _LOOK_S = 0.25
+    _WAIT = "5s"
+    """For the lock of a table: autovacuum is sent away in a second, whoever else holds it may hold it long."""
+
+    def __init__(self, access: Access, database: str, entries: list[Entry]):
+        """`entries` are those of the archive that are restored into `database`."""
+        tables = {entry.dump_id: (entry.namespace, entry.tag) for entry in entries if entry.kind == "TABLE"}
+        self._access = access
+        self._database = database
+        self._wanted = {table: [0, 0, 0, 0] for table in tables.values()}
+        for entry in entries:
+            if entry.kind in _BUILT_AS:
+                for table in {tables[needed] for needed in entry.needs if needed in tables}:
+                    self._wanted[table][_BUILT_AS[entry.kind]] += 1
+        self.done: set[tuple[str, str]] = set()
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="analyze", daemon=True)
+
+    def __enter__(self) -> Analyzing:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._enough.set()
+        self._thread.join()
+
+    @property
+    def running(self) -> bool:
+        """Whether it goes on looking for tables."""
+        return self._thread.is_alive()
+
+    def _watch(self) -> None:
+        with (
+            contextlib.suppress(BackupError),
+            contextlib.closing(self._access.connect(self._database)) as connection,
+            self._access.answered("analyzing the new tables"),
+        ):
+            connection.execute(statement("SET lock_timeout = {}", literal(self._WAIT)))
+            looked_s = 0.0
+            while not self._enough.wait(max(self._LOOK_S, 20 * looked_s)):  # thousands of tables take a while to look at
+                begun = time.monotonic()
+                whole = self._whole(connection)
+                looked_s = time.monotonic() - begun
+                for table in whole:
+                    connection.execute(statement("ANALYZE {}", identifier(*table)))
+                    self.done.add(table)
+
+    def _whole(self, connection: Connection) -> list[tuple[str, str]]:
+        """Tables that have all that the archive holds of them. Those without an index do not show that their rows are in."""
+        return [
+            (schema, name)
+            for schema, name, *built in rows(connection, _BUILT)
+            if built[0] and built == self._wanted.get((schema, name)) and (schema, name) not in self.done
+        ]
 
 
 class PostgresqlRestoration(Restoration):
@@ -1289,6 +1370,7 @@ class PostgresqlRestoration(Restoration):
         self._file = component.context.workdir / f"restore_{self._moment}.dump"
         self._target = Target()
         self._new = self._old = ""
+        self._checked = Comparison()
         self._made = False
         self._switch: Connection | None = None
         self._new_oid: int | None = None
@@ -1297,7 +1379,7 @@ class PostgresqlRestoration(Restoration):
     # Beside the live data
 
     def prepare(self) -> None:
-        """Decompress (walking through all of it), restore into a new database, ANALYZE, settings and grants."""
+        """Decompress (walking through all of it), restore into a new database, ANALYZE and compare it, settings and grants."""
         assessment = self._component.assess(self._source, self._options)
         if assessment.plan.problems:
             raise BackupError("; ".join(assessment.plan.problems))
@@ -1310,9 +1392,13 @@ class PostgresqlRestoration(Restoration):
             with self._access.answered(f"making database {self._new}"):
                 connection.execute(_create_statement(self._new, self._target))
             self._made = True
-            self._pg_restore(archive)
-            self._file.unlink()
-            self._analyze()
+            kept = [entry for entry in archive.entries if not _unwanted(entry, self._target)]
+            with Analyzing(self._access, self._new, kept) as early, ThreadPoolExecutor(1, thread_name_prefix="unlink") as pool:
+                self._pg_restore(archive, kept)
+                gone = pool.submit(self._file.unlink)  # a gigabyte that lies in memory takes a moment to go
+                self._checked = self._compare(self._new)
+                gone.result()
+            self._analyze(early.done)
             for refusal in furnish(connection, self._new, self._target):
                 self._component.reporter.warn(f"postgresql: not restored: {refusal}")
 
@@ -1340,7 +1426,7 @@ class PostgresqlRestoration(Restoration):
 
             return pgarchive.walk(copied())
 
-    def _pg_restore(self, archive: Archive) -> None:
+    def _pg_restore(self, archive: Archive, kept: list[Entry]) -> None:
         tool, target = self._target.tool, self._target
         if tool is None:
             raise BackupError("no pg_restore was found")
@@ -1349,32 +1435,29 @@ class PostgresqlRestoration(Restoration):
         command = [tool.path, "--exit-on-error", "--no-password", f"--jobs={self._jobs}", f"--dbname={name}"]
         command += ["--no-owner"] if target.no_owner else []
         command += ["--no-privileges"] if target.no_privileges else []
-        command += self._use_list(archive)
+        command += [] if len(kept) == len(archive.entries) else [self._use_list(kept)]
         options = "-c synchronous_commit=off -c maintenance_work_mem=128MB -c jit=off -c default_transaction_read_only=off"
         environment = {**self._access.environment(), "PGOPTIONS": options}
         with process.Child([*command, str(self._file)], env=environment, stdout=None) as child:
             child.wait()
 
-    def _use_list(self, archive: Archive) -> list[str]:
+    def _use_list(self, kept: list[Entry]) -> str:
         """The option that names what to restore, where something of the archive must not be."""
-        kept = [entry for entry in archive.entries if not _unwanted(entry, self._target)]
-        if len(kept) == len(archive.entries):
-            return []
         path = self._file.with_suffix(".list")
         path.write_text("".join(f"{entry.dump_id};\n" for entry in kept))
-        return [f"--use-list={path}"]
+        return f"--use-list={path}"
 
     @property
     def _jobs(self) -> int:
         return self._settings.jobs or min(4, os.cpu_count() or 1)
 
-    def _analyze(self) -> None:
-        """ANALYZE every table that was restored, the largest first, several at once.
+    def _analyze(self, done: set[tuple[str, str]]) -> None:
+        """ANALYZE every restored table that is not `done`, the largest first, several at once.
 
         Not the whole database: of what only superusers may analyze the server would write a warning each into its log.
         """
         with contextlib.closing(self._access.connect(self._new)) as connection, self._access.answered("listing the new tables"):
-            tables = [identifier(schema) + "." + identifier(name) for schema, name in rows(connection, _ANALYZED)]
+            tables = [identifier(*table) for table in rows(connection, _ANALYZED) if table not in done]
         left = iter(tables)
 
         def work() -> None:
@@ -1386,14 +1469,14 @@ class PostgresqlRestoration(Restoration):
                     connection.execute(statement("ANALYZE {}", table))
 
         with ThreadPoolExecutor(self._jobs, thread_name_prefix="analyze") as pool:
-            for done in [pool.submit(work) for __ in range(min(self._jobs, len(tables)))]:
-                done.result()
+            for one in [pool.submit(work) for __ in range(min(self._jobs, len(tables)))]:
+                one.result()
 
     # Comparing
 
     def check(self) -> Comparison:
-        """The new database against the fingerprint."""
-        return self._compare(self._new)
+        """The new database against the fingerprint, as `prepare` found it."""
+        return self._checked
 
     def compare(self) -> Comparison:
         """The live database against the fingerprint."""

@@ -47,7 +47,8 @@ Sink = Callable[[bytes], object]
 
 @dataclass
 class Entry:
-    """One entry of the table of contents. `offset_at` is where in the file its data's position can be written."""
+    """One entry of the table of contents. `offset_at` is where in the file its data's position can be written; `needs` are the
+    dump IDs of the entries that must be restored before it."""
 
     dump_id: int
     tag: str
@@ -58,6 +59,7 @@ class Entry:
     owner: str
     has_data: bool
     offset_at: int
+    needs: tuple[int, ...] = ()
 
 
 @dataclass
@@ -224,12 +226,13 @@ def _entry(cursor: _Cursor, archive: Archive) -> Entry:
         cursor.integer()  # kind of relation
     owner = cursor.string()
     cursor.string()  # whether with OIDs: not for decades
-    while cursor.optional() is not None:
-        pass  # dependencies
+    needs = []
+    while (needed := cursor.optional()) is not None:
+        needs += [int(needed)] if needed.isdecimal() else []
     offset_at = cursor.position
     has_data = cursor.byte() != _NO_DATA and has_data
     cursor.take(archive.offset_size)
-    return Entry(dump_id, tag, kind, definition, copy, namespace, owner, has_data, offset_at)
+    return Entry(dump_id, tag, kind, definition, copy, namespace, owner, has_data, offset_at, tuple(needs))
 
 
 def _contents(cursor: _Cursor) -> Archive:
