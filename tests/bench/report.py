@@ -76,9 +76,9 @@ def page(found: Findings) -> str:
         "Ours: `agentmem-backup create`, `create --fingerprint content`, `restore latest --yes`, `verify latest`, `--version`, "
         "`list`, as programs of their own, the start of Python included. The dump alone is the engine's in a child process, "
         "timed from opening the cut to the closed and flushed file. A restore over live data saves a copy of every store first, "
-        "which the guide's way does not. Modules and playbooks are runs of `ansible-playbook` from "
-        "start to end, on this machine over the connection `local`, with one task each; the backups of "
-        "many hosts at once are those of the playbook, each host with a directory of its own. "
+        "which the guide's way does not; by alias a collection needs none, for it stays, and the new one is made beside it. "
+        "Modules and playbooks are runs of `ansible-playbook` from start to end, on this machine over the connection `local`, "
+        "with one task each; the backups of many hosts at once are those of the playbook, each host with a directory of its own. "
         "A fleet is installed on hosts with a real systemd (systemd-nspawn) by ssh with Ansible's defaults, the packages there "
         "already and the libraries from a wheelhouse. "
         "The page of a fleet is made by a process of its own from what the hosts have told. The peers, literally:",
