@@ -60,6 +60,7 @@ class Proxy:
         self.alter: Callable[[str, str, dict[str, Any]], object] = lambda method, path, answer: None
         self.asked: list[tuple[str, str]] = []
         self.received: dict[str, int] = {}
+        self.connections = 0
         self.hang_up = threading.Event()
         proxy = self
 
@@ -68,6 +69,10 @@ class Proxy:
 
             def log_message(self, *__: object) -> None:
                 """Nothing to say."""
+
+            def setup(self) -> None:
+                proxy.connections += 1
+                super().setup()
 
             def handle_one_request(self) -> None:
                 try:
@@ -643,6 +648,49 @@ def test_field_note_the_cut_lies_between_the_counts_while_points_are_written(fil
     assert told["count_after"] <= filled.ask("POST", "/collections/agents/points/count", {"exact": True})["count"]
     filled.restore(source)
     assert filled.ask("POST", "/collections/agents/points/count", {"exact": True})["count"] == told["points"]
+
+
+def test_a_question_that_meets_a_closing_connection_is_asked_again(filled: Case, proxy: Proxy) -> None:
+    """Seen: Qdrant closed an idle connection just when it was asked for its snapshots, and the backup failed."""
+    filled.settings.qdrant.url = proxy.url
+    dropped: set[str] = set()
+
+    def drop(method: str, path: str, answer: dict[str, Any]) -> object:
+        if method != "GET" or is_download(method, path) or path in dropped:
+            return None
+        dropped.add(path)
+        return "drop"
+
+    proxy.alter = drop
+    source = filled.dump()
+    assert {"/", "/healthz", "/collections", "/aliases", "/collections/memories/snapshots"} <= dropped
+    assert filled.examine(source).faults == []
+
+
+def test_an_action_that_gets_no_answer_is_not_done_again(filled: Case, proxy: Proxy) -> None:
+    filled.settings.qdrant.url = proxy.url
+    proxy.alter = lambda method, path, answer: "drop" if method == "POST" and path.endswith("/snapshots") else None
+    with pytest.raises(BackupError, match="broke while making a snapshot of "):
+        filled.dump()
+    made = [path for method, path in proxy.asked if method == "POST" and path.endswith("/snapshots")]
+    assert len(made) == len(set(made)) > 0
+    assert filled.snapshots() == []
+
+
+def test_an_idle_connection_is_given_up_before_the_server_does(
+    filled: Case, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.settings.qdrant.url = proxy.url
+    node = store.Node(proxy.url, filled.settings.qdrant)
+    try:
+        assert node.collections() == node.collections() != []
+        assert proxy.connections == 1
+        moment = time.monotonic
+        monkeypatch.setattr(time, "monotonic", lambda: moment() + 3)
+        assert node.collections() != []
+        assert proxy.connections == 2
+    finally:
+        node.close()
 
 
 def test_a_collection_deleted_while_dumping_fails_in_words(filled: Case, proxy: Proxy) -> None:

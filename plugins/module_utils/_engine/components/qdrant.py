@@ -76,6 +76,7 @@ _MAKE_TRIES, _OPEN_TRIES, _LIST_TRIES = 8, 4, 10
 _SETTLE_S = 5.0  # how long a restored collection may go on optimizing before we stop waiting: it answers all the while
 _READY_S = 120.0
 _QUESTION_S = 5.0  # how long a run that is being stopped waits for the answer to a question
+_IDLE_S = 2.0  # how long an idle connection is used again: Qdrant closes it after 5 (http_keep_alive_timeout_sec, as httpx would)
 _FIRST_S = 20.0  # within what a server that is well answers the first questions, however much it has to do
 _GRACE_S = 30.0  # within what systemd gives a unit to stop (90 s)
 _ARRIVAL_S, _ARRIVAL_BYTES_S = 2.0, 100e6  # a server that has an upload whole hashes it before it lists it
@@ -277,6 +278,7 @@ class Node:
                 headers=headers,
                 timeout=timeout,
                 verify=self._trust(),
+                limits=httpx.Limits(keepalive_expiry=_IDLE_S),
                 trust_env=False,  # proxies of the environment are not for a store's gigabytes
             )
         return self._clients
@@ -341,12 +343,24 @@ class Node:
         """
 
         def request() -> Any:
-            limit = {"timeout": within_s} if within_s is not None else {}
-            return self._client.request(method, self.url + path, json=body, **limit)
+            return self._request(method, path, json=body, **({"timeout": within_s} if within_s is not None else {}))
 
         with self._words(what, within_s):
             answer = patiently(_begun(request), grace_s=_QUESTION_S) if method == "GET" else request()
         return self._result(answer, what)
+
+    def _request(self, method: str, path: str, **options: Any) -> Any:
+        """The answer to a request. What only asks is asked once more where no answer came (RFC 9110, 9.2.2): a server, or a
+        proxy, may close an idle connection in the very moment in which a question goes out on it.
+        """
+        import httpx
+
+        try:
+            return self._client.request(method, self.url + path, **options)
+        except httpx.RemoteProtocolError:
+            if method != "GET":
+                raise
+        return self._client.request(method, self.url + path, **options)
 
     def _result(self, answer: Any, what: str) -> Any:
         self._check(answer, what)
@@ -374,7 +388,7 @@ class Node:
     def greet(self) -> None:
         """Learn the server's version (`GET /` answers without a key)."""
         with self._words("greeting it", _FIRST_S):
-            answer = patiently(_begun(lambda: self._client.get(self.url + "/", timeout=_FIRST_S)), grace_s=_QUESTION_S)
+            answer = patiently(_begun(lambda: self._request("GET", "/", timeout=_FIRST_S)), grace_s=_QUESTION_S)
         self._check(answer, "greeting it")
         try:
             self.version = str(answer.json()["version"])
@@ -507,7 +521,7 @@ class Node:
     def now(self) -> datetime:
         """The server's clock, to the second: its snapshots' names tell it, and ours may differ."""
         with self._words("asking for the time"):
-            answer = self._client.get(self.url + "/healthz")
+            answer = self._request("GET", "/healthz")
         with contextlib.suppress(TypeError, ValueError):
             return email.utils.parsedate_to_datetime(answer.headers.get("date", "")).astimezone(clock.UTC)
         return clock.now()
