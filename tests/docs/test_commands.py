@@ -232,6 +232,7 @@ def _run_sql(host: Host, text: str) -> None:
                 connection.execute(statement.encode())
 
 
+@pytest.mark.timeout(600)  # a page is some sixty commands, one after the other
 @pytest.mark.parametrize("page", ["README.md", "docs/operations.md"])
 def test_every_block_runs(host: Host, page: str) -> None:
     for block in blocks(page):
