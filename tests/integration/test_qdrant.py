@@ -15,6 +15,8 @@ import io
 import json
 import os
 import re
+import socket
+import struct
 import subprocess
 import sys
 import tarfile
@@ -52,8 +54,9 @@ LONG = "ü" * 80  # the server makes a file name of it, with its peer and the ti
 
 class Proxy:
     """Between the engine and the server. `before(method, path)` is called first; `alter(method, path, answer)` may change
-    (status, headers, content) of an answer, or say `cut` (half of it) or `drop` (nothing at all). `received` counts the bytes
-    of bodies while they come; `hang_up` ends connections on which one is still coming."""
+    (status, headers, content) of an answer, or say `cut` (half of it), `drop` (nothing at all) or `reset` (nothing, and the
+    connection is reset). `received` counts the bytes of bodies while they come; `hang_up` ends connections on which one is
+    still coming."""
 
     def __init__(self, server: Qdrant):
         self.before: Callable[[str, str], object] = lambda method, path: None
@@ -119,8 +122,13 @@ class Proxy:
                 return body
 
             def answer(self, answer: dict[str, Any], how: object) -> None:
-                if how == "drop":
+                if how in ("drop", "reset"):
                     self.close_connection = True
+                    if how == "reset":  # socket(7): with a linger of 0 s a close resets the connection
+                        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        self.finish()
+                        self.connection.close()
+                        raise ConnectionError
                     return
                 self.send_response_only(answer["status"])
                 headers = {"content-length": str(len(answer["content"])), **answer["headers"]}
@@ -650,7 +658,8 @@ def test_field_note_the_cut_lies_between_the_counts_while_points_are_written(fil
     assert filled.ask("POST", "/collections/agents/points/count", {"exact": True})["count"] == told["points"]
 
 
-def test_a_question_that_meets_a_closing_connection_is_asked_again(filled: Case, proxy: Proxy) -> None:
+@pytest.mark.parametrize("how", ["drop", "reset"])
+def test_a_question_that_meets_a_closing_connection_is_asked_again(filled: Case, proxy: Proxy, how: str) -> None:
     """Seen: Qdrant closed an idle connection just when it was asked for its snapshots, and the backup failed."""
     filled.settings.qdrant.url = proxy.url
     dropped: set[str] = set()
@@ -659,7 +668,7 @@ def test_a_question_that_meets_a_closing_connection_is_asked_again(filled: Case,
         if method != "GET" or is_download(method, path) or path in dropped:
             return None
         dropped.add(path)
-        return "drop"
+        return how
 
     proxy.alter = drop
     source = filled.dump()

@@ -357,7 +357,7 @@ class Node:
 
         try:
             return self._client.request(method, self.url + path, **options)
-        except httpx.RemoteProtocolError:
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):  # its end, or a reset
             if method != "GET":
                 raise
         return self._client.request(method, self.url + path, **options)
