@@ -122,13 +122,13 @@ class Proxy:
                 return body
 
             def answer(self, answer: dict[str, Any], how: object) -> None:
-                if how in ("drop", "reset"):
+                if how == "reset":  # socket(7): with a linger of 0 s a close resets the connection
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.finish()
+                    self.connection.close()
+                    raise ConnectionError
+                if how == "drop":
                     self.close_connection = True
-                    if how == "reset":  # socket(7): with a linger of 0 s a close resets the connection
-                        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                        self.finish()
-                        self.connection.close()
-                        raise ConnectionError
                     return
                 self.send_response_only(answer["status"])
                 headers = {"content-length": str(len(answer["content"])), **answer["headers"]}
@@ -665,15 +665,18 @@ def test_a_question_that_meets_a_closing_connection_is_asked_again(filled: Case,
     dropped: set[str] = set()
 
     def drop(method: str, path: str, answer: dict[str, Any]) -> object:
-        if method != "GET" or is_download(method, path) or path in dropped:
+        asks = method == "GET" or path.endswith(("/points/count", "/points/scroll"))
+        if not asks or is_download(method, path) or path in dropped:
             return None
         dropped.add(path)
         return how
 
     proxy.alter = drop
-    source = filled.dump()
+    source = filled.dump(CONTENT)
     assert {"/", "/healthz", "/collections", "/aliases", "/collections/memories/snapshots"} <= dropped
     assert filled.examine(source).faults == []
+    filled.restore(source)
+    assert {f"/collections/memories/points/{asked}" for asked in ("count", "scroll")} <= dropped
 
 
 def test_an_action_that_gets_no_answer_is_not_done_again(filled: Case, proxy: Proxy) -> None:

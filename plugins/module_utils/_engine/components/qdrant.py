@@ -335,32 +335,43 @@ class Node:
             said = one_line(error, 160) or type(error).__name__
             raise BackupError(f"the connection to Qdrant at {self.shown} broke while {what}: {said}") from None
 
-    def ask(self, method: str, path: str, body: Any = None, *, what: str, within_s: float | None = None) -> Any:
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        what: str,
+        within_s: float | None = None,
+        changes_nothing: bool = False,
+    ) -> Any:
         """The `result` of a request. `what` says what was being done. Raises Answered, BackupError.
 
-        `within_s` is for questions that a server answers at once or, where it hangs, never. A run that is being stopped
-        asks on, for it must find what it has to delete, but waits only seconds for an answer that changes nothing.
+        `within_s` is for questions that a server answers at once or, where it hangs, never. `changes_nothing` is for a POST
+        that only asks, as a GET does. A run that is being stopped asks on, for it must find what it has to delete, but waits
+        only seconds for an answer that changes nothing.
         """
-
-        def request() -> Any:
-            return self._request(method, path, json=body, **({"timeout": within_s} if within_s is not None else {}))
-
+        options = {"json": body, **({"timeout": within_s} if within_s is not None else {})}
         with self._words(what, within_s):
-            answer = patiently(_begun(request), grace_s=_QUESTION_S) if method == "GET" else request()
+            if changes_nothing or method == "GET":
+                answer = self._question(method, path, **options)
+            else:
+                answer = self._client.request(method, self.url + path, **options)
         return self._result(answer, what)
 
-    def _request(self, method: str, path: str, **options: Any) -> Any:
-        """The answer to a request. What only asks is asked once more where no answer came (RFC 9110, 9.2.2): a server, or a
+    def _question(self, method: str, path: str, **options: Any) -> Any:
+        """The answer to what changes nothing. It is asked once more where no answer came (RFC 9110, 9.2.2): a server, or a
         proxy, may close an idle connection in the very moment in which a question goes out on it.
         """
         import httpx
 
-        try:
-            return self._client.request(method, self.url + path, **options)
-        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):  # its end, or a reset
-            if method != "GET":
-                raise
-        return self._client.request(method, self.url + path, **options)
+        def request() -> Any:
+            try:
+                return self._client.request(method, self.url + path, **options)
+            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):  # its end, or a reset
+                return self._client.request(method, self.url + path, **options)
+
+        return patiently(_begun(request), grace_s=_QUESTION_S)
 
     def _result(self, answer: Any, what: str) -> Any:
         self._check(answer, what)
@@ -388,7 +399,7 @@ class Node:
     def greet(self) -> None:
         """Learn the server's version (`GET /` answers without a key)."""
         with self._words("greeting it", _FIRST_S):
-            answer = patiently(_begun(lambda: self._request("GET", "/", timeout=_FIRST_S)), grace_s=_QUESTION_S)
+            answer = self._question("GET", "/", timeout=_FIRST_S)
         self._check(answer, "greeting it")
         try:
             self.version = str(answer.json()["version"])
@@ -444,8 +455,8 @@ class Node:
 
     def count(self, collection: str) -> int:
         """The exact number of points (of the whole cluster)."""
-        path = _path(collection) + "/points/count"
-        return int(self.ask("POST", path, {"exact": True}, what=f"counting the points of {collection}")["count"])
+        path, what = _path(collection) + "/points/count", f"counting the points of {collection}"
+        return int(self.ask("POST", path, {"exact": True}, what=what, changes_nothing=True)["count"])
 
     def exists(self, collection: str) -> bool:
         """Whether there is such a collection or alias."""
@@ -521,7 +532,7 @@ class Node:
     def now(self) -> datetime:
         """The server's clock, to the second: its snapshots' names tell it, and ours may differ."""
         with self._words("asking for the time"):
-            answer = self._request("GET", "/healthz")
+            answer = self._question("GET", "/healthz")
         with contextlib.suppress(TypeError, ValueError):
             return email.utils.parsedate_to_datetime(answer.headers.get("date", "")).astimezone(clock.UTC)
         return clock.now()
@@ -589,8 +600,9 @@ class Node:
     def points(self, collection: str, numbers: int) -> Iterator[dict[str, Any]]:
         """Every point with payload and vectors, `numbers` of them in each."""
         ask: dict[str, Any] = {"limit": points.page_size(numbers), "with_payload": True, "with_vector": True}
+        path, what = _path(collection) + "/points/scroll", f"reading the points of {collection}"
         while True:
-            page = self.ask("POST", _path(collection) + "/points/scroll", ask, what=f"reading the points of {collection}")
+            page = self.ask("POST", path, ask, what=what, changes_nothing=True)
             yield from page["points"]
             if page.get("next_page_offset") is None:
                 return
