@@ -198,7 +198,7 @@ def play(directory: Path, hosts: dict[str, dict[str, Any]], *arguments: str, pla
     local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
     inventory = {"all": {"hosts": {name: {**local, **variables} for name, variables in hosts.items()}}}
     (directory / "inventory.yml").write_text(yaml.safe_dump(inventory))
-    environment = {**ansible_environment(directory), "ANSIBLE_SHOW_CUSTOM_STATS": "true"}
+    environment = ansible_environment(directory)
     kept = {name: value for name, value in environment.items() if name not in ("BACKUP_DIR", "LOG_DIR")}
     done = ansible_playbook(directory, kept, playbook, "-i", directory / "inventory.yml", *arguments, timeout=280)
     stats = done.stdout.partition("RUN: ")[2].strip()

@@ -43,6 +43,7 @@ def ansible_environment(directory: Path, collections: Path | None = None) -> dic
         "ANSIBLE_LOCAL_TEMP": str(home / "tmp"),
         "ANSIBLE_LOCALHOST_WARNING": "false",
         "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_SHOW_CUSTOM_STATS": "true",
     }
 
 
@@ -100,6 +101,12 @@ def _run(
     )
 
 
+def custom_stats(printed: str) -> tuple[dict[str, Any], str]:
+    """What set_stats told for the run, and what was printed besides."""
+    told = re.search(r"^CUSTOM STATS: \*+\n\s*RUN: (\{.*\})\s*$", printed, re.MULTILINE)
+    return (json.loads(told[1]), printed[: told.start()] + printed[told.end() :]) if told else ({}, printed)
+
+
 def play(
     playbook: str | Path,
     directory: Path,
@@ -116,7 +123,6 @@ def play(
     inventory = directory / "inventory.json"
     told = {name: {**here, **variables} for name, variables in (hosts or {"stores": {}}).items()}
     inventory.write_text(json.dumps({"all": {"hosts": told}}))
-    environment = {**ansible_environment(directory, collections), "ANSIBLE_SHOW_CUSTOM_STATS": "true", **(env or {})}
+    environment = {**ansible_environment(directory, collections), **(env or {})}
     done = ansible_playbook(directory, environment, playbook, "-i", inventory, *arguments, timeout=280)
-    told = re.search(r"^CUSTOM STATS: \*+\n\s*RUN: (\{.*\})\s*$", done.stdout, re.MULTILINE)
-    return Played(done.returncode, done.stdout, json.loads(told[1]) if told else {})
+    return Played(done.returncode, done.stdout, custom_stats(done.stdout)[0])

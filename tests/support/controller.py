@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.collection import BIN, ansible_environment, build, install, tool
+from tests.support.collection import BIN, ansible_environment, build, custom_stats, install, tool
 from tests.support.servers import CHECKOUT, Stores, throwaway_directory
 
 Task = Mapping[str, Any]
@@ -34,14 +33,13 @@ class Controller:
         return {**ansible_environment(self.directory), **(stores.environment() if stores else {}), **extra}
 
     def command(self, tasks: Sequence[Task], python: str, *arguments: str) -> list[str]:
-        """The command that runs `tasks` one after the other, failing or not, and writes their results to a file."""
+        """The command that runs `tasks` one after the other, failing or not, and tells their results at its end."""
         named = [
             {"register": f"result_{number}", "ignore_errors": True, "vars": {"ansible_python_interpreter": python}, **task}
             for number, task in enumerate(tasks)
         ]
-        results = "{{ [" + ", ".join(f"result_{number}" for number in range(len(tasks))) + "] | to_json }}"
-        keep = {"ansible.builtin.copy": {"content": results, "dest": str(self.directory / "results.json"), "mode": "0600"}}
-        last = {**keep, "check_mode": False, "diff": False, "vars": {"ansible_python_interpreter": sys.executable}}
+        results = "{{ [" + ", ".join(f"result_{number}" for number in range(len(tasks))) + "] }}"
+        last = {"ansible.builtin.set_stats": {"data": {"results": results}}}  # told at the end of the run
         play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": [*named, last]}
         (self.directory / "play.yml").write_text(yaml.safe_dump([play], sort_keys=False))
         return [str(BIN / "ansible-playbook"), "-i", "localhost,", str(self.directory / "play.yml"), *arguments]
@@ -50,8 +48,8 @@ class Controller:
         """The tasks' results. Without `stores` the tasks themselves say where everything is."""
         self.printed = ""
         command = self.command(tasks, python or sys.executable, *arguments)
-        self.printed = tool(*command, cwd=self.directory, env=self.environment(stores, extra))
-        results: list[Any] = json.loads((self.directory / "results.json").read_text())
+        told, self.printed = custom_stats(tool(*command, cwd=self.directory, env=self.environment(stores, extra)))
+        results: list[Any] = told["results"]
         return results
 
 

@@ -384,6 +384,7 @@ class Sshd(Endpoint):
             f"ListenAddress {self.host}\nPort {self.port}\nHostKey {self.directory}/host_key\nPidFile none\nUsePAM no\n"
             f"AuthorizedKeysFile {self.directory}/authorized_keys\nStrictModes no\nPermitRootLogin yes\n"
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\nMaxStartups 100\n"
+            f"SetEnv HOME={self.directory}\n"  # bash reads a .bashrc for sshd, too: nobody's own shall slow or break a test
         )
 
     def admit(self) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import signal
@@ -32,6 +33,7 @@ from tests.support.servers import (
     Redis,
     Stores,
     awkward_password,
+    directory_in_memory,
     postgres_bindirs,
     qdrant_kind,
     redis_quoted,
@@ -579,8 +581,30 @@ def test_stores_of_their_own_leave_nothing() -> None:
         assert own.redis.client().ping()
         assert own.qdrant.ready()
         directory = own.directory
+        shared = set(re.findall(r"/dev/shm/PostgreSQL\.\d+", Path(f"/proc/{own.postgres.pid}/maps").read_text()))
+        assert shared and all(Path(segment).exists() for segment in shared)
     assert not directory.exists()
     assert not own.redis.running and not own.postgres.running
+    assert not any(Path(segment).exists() for segment in shared)
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="nothing may be put into memory here")
+def test_what_a_killed_run_left_in_memory_goes() -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    memory = Path("/dev/shm")
+    left, others = (memory / f"agentmem-postgres-{pid}-test" for pid in (ended.pid, os.getpid()))
+    for path in (left, others):
+        (path / "data").mkdir(parents=True)
+    try:
+        made = directory_in_memory("postgres")
+        if made is not None:
+            assert made.parent == memory
+            made.rmdir()
+        assert not left.exists() and others.exists()
+    finally:
+        for path in (left, others):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def test_qdrant_kind_prefers_a_real_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
