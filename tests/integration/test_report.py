@@ -24,7 +24,7 @@ from agentmem_backup.settings import load
 from tests.docs.pages import rows
 from tests.docs.schema import Schema, faults
 from tests.support import command, markup, synthetic
-from tests.support.collection import Played, ansible_environment, ansible_playbook
+from tests.support.collection import Played, ansible_environment, ansible_playbook, custom_stats
 from tests.support.servers import CHECKOUT, Stores, throwaway_directory
 
 PAGE = "docs/report.md"
@@ -201,8 +201,7 @@ def play(directory: Path, hosts: dict[str, dict[str, Any]], *arguments: str, pla
     environment = ansible_environment(directory)
     kept = {name: value for name, value in environment.items() if name not in ("BACKUP_DIR", "LOG_DIR")}
     done = ansible_playbook(directory, kept, playbook, "-i", directory / "inventory.yml", *arguments, timeout=280)
-    stats = done.stdout.partition("RUN: ")[2].strip()
-    return Played(done.returncode, done.stdout, json.loads(stats) if stats else {})
+    return Played(done.returncode, done.stdout, custom_stats(done.stdout)[0])
 
 
 DEAD = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}

@@ -97,7 +97,7 @@ def directory_in_memory(name: str) -> Path | None:
     with contextlib.suppress(OSError):
         for left in memory.glob("agentmem-*-*-*"):
             if not Path("/proc", left.name.split("-")[2]).exists():
-                remove_directory(left)
+                shutil.rmtree(left, ignore_errors=True)
         if os.access(memory, os.W_OK | os.X_OK) and traversable(memory) and shutil.disk_usage(memory).free >= MEMORY_WANTED:
             return new_directory(f"agentmem-{name}-{os.getpid()}-", memory)
     return None
@@ -414,10 +414,8 @@ class Postgres(Server):
 
     def close(self) -> None:
         """End at once and remove the directory. It is asked first: a killed server leaves its shared memory in /dev/shm."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGQUIT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(5)
+        with contextlib.suppress(ServerError):
+            self._signal(signal.SIGQUIT)
         super().close()
 
     def connect(self, dbname: str = "postgres", **options: Any) -> psycopg.Connection[Any]:
