@@ -84,7 +84,9 @@ def test_one_version_everywhere() -> None:
 
 
 def test_galaxy_would_import_it(artifact: Path) -> None:
-    printed = tool("python", "-m", "galaxy_importer.main", artifact, cwd=artifact.parent)
+    # ansible-lint is script/test's own, on the same files and with all its rules.
+    environment = {**ansible_environment(artifact.parent), "GALAXY_IMPORTER_RUN_ANSIBLE_LINT": "false"}
+    printed = tool("python", "-m", "galaxy_importer.main", artifact, cwd=artifact.parent, env=environment)
     assert "Importer processing completed successfully" in printed
     complaints = [line for line in printed.splitlines() if re.search(r"\b(ERROR|WARNING)\b", line)]
     assert complaints == []
