@@ -274,7 +274,8 @@ def startup(stand: Stand) -> list[Result]:
 
     def run(*arguments: str) -> Callable[[], None]:
         def go() -> None:
-            done = command.good(stand.stores, *arguments, env={"BACKUP_DIR": str(sets.current)}, timeout=HOURS)
+            there = {"BACKUP_DIR": str(sets.current)}
+            done = command.good(stand.stores, *arguments, program=command.COLD, env=there, timeout=HOURS)
             if arguments[0] == "list" and done.stdout.count("  verified  ") != SETS:
                 raise BenchError(f"list does not show {SETS} verified sets: {done.stdout[:500]}")
 

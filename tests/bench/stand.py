@@ -149,7 +149,8 @@ class Stand:
 
     def ours(self, backup_dir: Path, *arguments: str) -> dict[str, Any]:
         """Run `agentmem-backup … --json` on a backup directory; BenchError unless it ends with 0."""
-        done = command.run(self.stores, *arguments, "--json", *command.QUIET, env={"BACKUP_DIR": str(backup_dir)}, timeout=HOURS)
+        words = (*arguments, "--json", *command.QUIET)
+        done = command.run(self.stores, *words, program=command.COLD, env={"BACKUP_DIR": str(backup_dir)}, timeout=HOURS)
         if done.returncode:
             raise BenchError(f"agentmem-backup {' '.join(arguments)} ended with {done.returncode}: {done.stderr}{done.stdout}")
         answer: dict[str, Any] = json.loads(done.stdout)

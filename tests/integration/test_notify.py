@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from agentmem_backup import runs, settings
 
+from tests.support import warm
 from tests.support.command import BIN
 from tests.support.listeners import Mailbox, Recorder, certificate, free_port, mail_server, silence
 
@@ -54,15 +55,7 @@ class Host:
         given = {**os.environ, "BACKUP_DIR": str(self.home / "sets"), "LOG_DIR": str(self.home / "log")}
         given |= {"CONFIG_DIR": str(self.home / "config"), **env}
         words = [*arguments, "--config", str(file)] if program == "agentmem-backup" else list(arguments)
-        return subprocess.run(
-            [str(BIN / program), *words],
-            env=given,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
+        return warm.run([str(BIN / program), *words], given, 120)
 
     def next_second(self) -> None:
         """Two sets never share an ID, which names the second."""

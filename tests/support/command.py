@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The agentmem.backup maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command, run as its users run it: as a program of its own, against the throwaway stores."""
+"""The command, run as its users run it: as a process of its own, against the throwaway stores."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.support import warm
 from tests.support.servers import Stores
 
 BIN = Path(sys.executable).parent
+COLD = (str(BIN / "agentmem-backup"),)
+"""The command with Python's own start."""
 QUIET = ("--set", "health_url=")
 """There is no application to ask in a test."""
 
@@ -34,7 +37,12 @@ def run(
     stdin: str | None = None,
     timeout: float = 120,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command (or another program of ours) to its end; stdout and stderr are text."""
+    """Run the command (or another program of ours) to its end; stdout and stderr are text.
+
+    A `program` that is named runs in a warm process (tests/support/warm.py), one that is given as an argv is started.
+    """
+    if isinstance(program, str) and stdin is None:
+        return warm.run([str(BIN / program), *arguments], environment(stores, env), timeout)
     argv = [str(BIN / program)] if isinstance(program, str) else list(program)
     feed: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
     return subprocess.run(

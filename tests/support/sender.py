@@ -19,6 +19,7 @@ import yaml
 from agentmem_backup import clock, create, history, settings
 from agentmem_backup.progress import Reporter
 
+from tests.support import warm
 from tests.support.command import BIN
 
 
@@ -75,10 +76,7 @@ class Sender:
 
     def run(self, *words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run `sync` with the host's configuration."""
-        return subprocess.run(
-            self.argv(*words), env=self.environment(env), capture_output=True, text=True, stdin=subprocess.DEVNULL,
-            timeout=250, check=False,
-        )  # fmt: skip
+        return warm.run(self.argv(*words), self.environment(env), 250)
 
     def argv(self, *words: str) -> list[str]:
         return [str(BIN / "agentmem-backup"), "sync", *words, "--config", str(self.file)]

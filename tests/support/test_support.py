@@ -22,7 +22,7 @@ import pytest
 import redis as redis_py
 from psycopg import sql
 
-from tests.support import compare, data
+from tests.support import command, compare, data, warm
 from tests.support.compare import Position, capture, differences
 from tests.support.fixtures import assert_real_qdrant_is_used
 from tests.support.servers import (
@@ -656,3 +656,28 @@ def test_application_role_may_dump(stores: Stores, tmp_path: Path) -> None:
         connection.execute("ALTER DATABASE other RENAME TO agentmem")
     data.describe_database(postgres)
     assert list(compare.fact_differences(before, compare.capture_postgres(postgres))) == []
+
+
+# --- a warm program
+
+
+@pytest.mark.parametrize("words", [("--version",), ("list",), ("restore", "latest"), ("no-such-verb",)])
+def test_a_warm_program_does_what_a_cold_one_does(tmp_path: Path, words: tuple[str, ...]) -> None:
+    there = {**os.environ, "BACKUP_DIR": str(tmp_path / "not there"), "LOG_DIR": str(tmp_path)}
+    argv = [str(command.BIN / "agentmem-backup"), *words]
+    warmed = warm.run(argv, there, 60)
+    cold = subprocess.run(argv, env=there, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert (warmed.returncode, warmed.stdout, warmed.stderr) == (cold.returncode, cold.stdout, cold.stderr)
+    assert warmed.stdout + warmed.stderr
+
+
+def test_a_warm_program_is_killed_when_its_time_is_up_and_the_next_run_is_another(tmp_path: Path) -> None:
+    program = warm.Warm()
+    try:
+        argv = ["agentmem-backup", "list"]
+        there = {**os.environ, "BACKUP_DIR": str(tmp_path)}
+        with pytest.raises(subprocess.TimeoutExpired):
+            program.run(argv, there, 0.2, before="signal:pause")
+        assert program.run(argv, there).returncode == 0
+    finally:
+        program.close()
