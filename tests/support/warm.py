@@ -134,7 +134,7 @@ def _work(request: dict[str, Any], main: Callable[[], Any]) -> int:
         os.close(opened)
     sys.argv = request["argv"]
     if request["before"]:
-        module, _, name = request["before"].partition(":")
+        module, name = request["before"].split(":")
         getattr(importlib.import_module(module), name)(**request["facts"])
     try:
         code = main()
