@@ -681,3 +681,22 @@ def test_a_warm_program_is_killed_when_its_time_is_up_and_the_next_run_is_anothe
         assert program.run(argv, there).returncode == 0
     finally:
         program.close()
+
+
+def test_a_warm_program_keeps_in_step_where_the_waiting_is_broken_off(tmp_path: Path) -> None:
+    def give_up(*what: object) -> None:
+        raise InterruptedError
+
+    program = warm.Warm()
+    before = signal.signal(signal.SIGALRM, give_up)
+    try:
+        argv = ["agentmem-backup", "list"]
+        there = {**os.environ, "BACKUP_DIR": str(tmp_path)}
+        assert program.run(argv, there).returncode == 0
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(InterruptedError):
+            program.run(argv, there, before="signal:pause")
+        assert program.run(argv, there).returncode == 0
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        program.close()
