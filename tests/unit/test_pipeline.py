@@ -449,6 +449,26 @@ def test_memory_stays_flat_over_a_gigabyte(tmp_path: Path, compression: str, kin
     assert both < 80, f"reading took {both} MiB more"
 
 
+def held() -> int:
+    """Bytes of memory that are this process's alone: pages without a file."""
+    lines = dict(line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+    return sum(int(lines[name].split()[0]) * 1024 for name in ("Pss_Anon", "Pss_Shmem"))
+
+
+@pytest.mark.parametrize("end", ["close", "abandon"])
+def test_a_writer_that_is_done_holds_no_buffers(tmp_path: Path, end: str) -> None:
+    """The entry of a set is verified after its file was closed, and the writer is still at hand meanwhile."""
+    before, writers = held(), []
+    for number in range(20):
+        writer = Writer(tmp_path / str(number))
+        for __ in range(10):
+            writer.write(bytes(PIECE))
+        getattr(writer, end)()
+        writers.append(writer)
+    assert held() - before < 20 * PIECE
+    assert len(writers) == 20
+
+
 # --- the stream
 
 

@@ -324,3 +324,28 @@ def test_a_signal_that_comes_just_before_the_wait_for_an_answer_ends_it() -> Non
             asked.kill()
         assert asked.stdout is not None
         assert asked.stdout.read() == "stopped by SIGINT\n"
+
+
+# --- memory
+
+HOLES = """
+from pathlib import Path
+from agentmem_backup import process
+def held():
+    return next(int(line.split()[1]) for line in Path("/proc/self/smaps_rollup").read_text().splitlines() if "Pss_Anon" in line)
+process.keep_freed_memory()
+kept, freed = [], []
+for number in range(400):
+    freed.append(b"x" * 100_000)
+    kept.append(b"y" * 1_000)
+del freed
+before = held()
+process.give_freed_memory_back()
+print(before, held())
+"""
+
+
+def test_holes_between_blocks_go_back_to_the_kernel() -> None:
+    """Without being told glibc keeps them, and what does not fit into them makes the process grow."""
+    before, after = map(int, subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True).stdout.split())
+    assert before - after > 30_000, f"{before} kB were held, and {after} kB afterwards"

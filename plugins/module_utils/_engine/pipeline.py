@@ -284,9 +284,11 @@ class Writer:
         self._encoder = _encoder(compression, level)
         self._raw_bytes = 0
         # A few buffers go round, from what comes in to the disk: fresh memory for each piece costs more than hashing it.
+        # They are one mapping, which goes back to the kernel whole when the file is closed.
         self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
-        for __ in range(_BUFFERS):
-            self._free.put(memoryview(bytearray(PIECE)))
+        space = memoryview(mmap.mmap(-1, _BUFFERS * PIECE))
+        for at in range(0, len(space), PIECE):
+            self._free.put(space[at : at + PIECE])
         self._buffer = self._free.get()
         self._filled = 0
         self._file = _File(path, hashing=hashing)
@@ -359,6 +361,7 @@ class Writer:
         except BaseException:
             self.abandon()
             raise
+        self._give_back()
         return Digest(size, sha256, self._raw_bytes)
 
     def __enter__(self) -> Writer:
@@ -374,6 +377,12 @@ class Writer:
         self._compress.abandon()
         self._store.abandon()
         self._file.abandon()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Let go of the buffers: whoever verifies the file afterwards may keep its writer for as long."""
+        self._buffer = memoryview(b"")
+        self._free = queue.SimpleQueue()
 
 
 class _File:
@@ -420,6 +429,7 @@ class _File:
             done = process.guarded(functools.partial(_unless_refused, self._descriptor, write), f"writing {self.path}")
             self.written += done
             rest = rest[done:]
+        process.give_freed_memory_back()
         if self.written // _FLUSHED != before // _FLUSHED and not _is_direct(self._descriptor):
             _let_go(self._descriptor)
 
@@ -561,6 +571,7 @@ class Reader:
                                 self._stored.update(piece)
                             self._stored_bytes += size
                             yield piece
+                        process.give_freed_memory_back()
                 finally:
                     os.close(descriptor)
         except OSError as error:
