@@ -347,5 +347,6 @@ print(before, held())
 
 def test_holes_between_blocks_go_back_to_the_kernel() -> None:
     """Without being told glibc keeps them, and what does not fit into them makes the process grow."""
-    before, after = map(int, subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True).stdout.split())
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
     assert before - after > 30_000, f"{before} kB were held, and {after} kB afterwards"
