@@ -223,8 +223,7 @@ def restore(stand: Stand) -> list[Result]:
 
 def _trust_the_guide(stand: Stand, out: Path) -> None:
     """The guide copies dump.rdb two seconds after BGSAVE, finished or not; its restore is measured on a whole one."""
-    with stand.stores.redis.client() as client:
-        client.save()
+    stand.save_redis()
     (out / "redis.rdb").write_bytes(stand.stores.redis.rdb.read_bytes())
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import redis
 from psycopg import sql
 
 from tests.support import command, data
@@ -99,8 +100,7 @@ class Stand:
         self.stores.__enter__()
         try:
             data.fill(self.stores, scale=self.scale)
-            with self.stores.redis.client() as client:
-                client.save()  # the guide copies whatever dump.rdb is there; there must be one
+            self.save_redis()  # the guide copies whatever dump.rdb is there; there must be one
             self.settle()
         except BaseException:
             self.stores.close()
@@ -111,6 +111,19 @@ class Stand:
 
     def __exit__(self, *exception: object) -> None:
         self.stores.close()
+
+    def save_redis(self) -> None:
+        """Have Redis write its dump.rdb, once the one is whole that it began by itself: filling it reaches its save points."""
+        deadline = time.monotonic() + HOURS
+        with self.stores.redis.client() as client:
+            while True:
+                try:
+                    client.save()
+                    return
+                except redis.ResponseError as error:
+                    if "in progress" not in str(error) or time.monotonic() > deadline:
+                        raise BenchError(f"Redis does not write its dump.rdb: {error}") from error
+                    time.sleep(0.1)
 
     def settle(self) -> None:
         """Wait until Qdrant has optimized what came in: a busy optimizer would slow whoever comes first."""
