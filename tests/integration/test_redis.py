@@ -990,7 +990,7 @@ def sha256(text: str) -> str:
 
 def watch_children(seen: set[str], done: threading.Event) -> None:
     """Every command line of our children and theirs, as anybody on the host can read them."""
-    while not done.wait(0.02):
+    while not done.wait(0.002):
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 seen.add(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
