@@ -817,7 +817,8 @@ def test_a_throwaway_server_newer_than_the_target_is_refused(serve: Any, bench: 
     """field notes: a seed newer than the target is a trap of REPLICAOF."""
     place = bench(serve())
     source = place.dump()
-    monkeypatch.setattr(component_module, "_program_version", lambda program: ("redis", "8.2.0"))
+    monkeypatch.setattr(component_module, "_program_version", lambda program: ("redis", "99.0.0"))
+    monkeypatch.setitem(component_module._FORMATS["redis"], (99, 0), 999)
     (problem,) = place.component.plan_restore(source, RestoreOptions()).problems
     assert "is newer than" in problem and "install the server's own version" in problem
 

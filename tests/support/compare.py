@@ -170,6 +170,9 @@ def _own(catalog: str, oid: str, namespace: str) -> str:
 
 RELATION = _own("pg_class", "c.oid", "c.relnamespace")
 ACL_KIND = """(CASE relkind WHEN 'S' THEN 's' ELSE 'r' END)::"char\""""
+# The server's own note of a column's version, other in each database, which pg_dump leaves out: pg_attver, seen since Debian's
+# 15.20 and 17.12.
+OPTIONS = "ARRAY(SELECT o FROM unnest(attoptions) o WHERE o NOT LIKE 'pg\\_attver=%' ORDER BY o)"
 
 # Each gives the object in words and its properties; the name of a column is the name of the property.
 OBJECTS = {
@@ -199,7 +202,7 @@ OBJECTS = {
         attnotnull AS "not null", pg_get_expr(adbin, adrelid) AS "default", attidentity::text AS identity,
         attgenerated::text AS generated, attcollation::regcollation::text AS collation, attstorage::text AS storage,
         to_jsonb(a) ->> 'attcompression' AS compression, to_jsonb(a) ->> 'attstattarget' AS "statistics target",
-        ARRAY(SELECT unnest(attacl)::text) AS grants, attoptions AS options, col_description(c.oid, attnum) AS comment,
+        ARRAY(SELECT unnest(attacl)::text) AS grants, {OPTIONS} AS options, col_description(c.oid, attnum) AS comment,
         CASE WHEN NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid)
           THEN rank() OVER (PARTITION BY c.oid ORDER BY attnum) END AS place
       FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
