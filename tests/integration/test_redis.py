@@ -624,10 +624,23 @@ def test_a_user_without_bgsave_is_backed_up_by_the_stream(serve: Any, bench: Any
     assert place.faults(place.dump()) == []
 
 
-def test_a_cluster_node_is_refused_in_words(serve: Any, bench: Any) -> None:
-    server = serve(extra=("cluster-enabled yes",))
-    (problem,) = bench(server).component.probe().problems
+@pytest.mark.parametrize("field", ["redis_mode", "server_mode"])
+def test_a_cluster_node_is_refused_in_words(serve: Any, bench: Any, monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    """Each would give only its part, and that as a success. Valkey calls the field server_mode (9.1, as it answered)."""
+    source = bench(serve()).dump()
+    asked = component_module._info
+
+    def info(client: redis_py.Redis, section: str) -> dict[str, Any]:
+        said = asked(client, section)
+        mode = {said.pop(name) for name in ("redis_mode", "server_mode") if name in said}
+        return {**said, field: mode.pop()} if mode else said
+
+    monkeypatch.setattr(component_module, "_info", info)
+    node = bench(serve(extra=("cluster-enabled yes",)))
+    (problem,) = node.component.probe().problems
     assert "Redis Cluster, which is not supported" in problem
+    (problem,) = node.component.plan_restore(source, RestoreOptions()).problems
+    assert "is a node of a Redis Cluster, which cannot be restored into" in problem
 
 
 def test_missing_redis_cli_and_server_are_named_together(serve: Any, bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -803,14 +816,14 @@ def test_a_dump_of_a_newer_server_is_refused(serve: Any, bench: Any) -> None:
 
     server = serve()
     place = bench(server)
-    body = b"REDIS0080\xfe\x00\x00\x01k\x01v\xff"
+    body = b"VALKEY081\xfe\x00\x00\x01k\x01v\xff"
     crc = rdb.new_crc()
     crc.update(body)
     path = place.directory / "newer.rdb"
     path.write_bytes(body + struct.pack("<Q", crc.value()))
     assert place.faults(Source(path, "none")) == []
     problems = place.component.plan_restore(Source(path, "none"), RestoreOptions()).problems
-    assert "has the format 80" in problems[0] and "update the server" in problems[0]
+    assert "has the format 81" in problems[0] and "update the server" in problems[0]
 
 
 def test_a_throwaway_server_newer_than_the_target_is_refused(serve: Any, bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:

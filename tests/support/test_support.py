@@ -521,7 +521,7 @@ def test_data_survives_kill_and_restart() -> None:
         assert server.port == port
         assert server.client().get("key") == b"newer"
         server.stop(save=True)
-        assert server.rdb.read_bytes().startswith(b"REDIS")
+        assert server.rdb.read_bytes().startswith((b"REDIS", b"VALKEY"))
     assert not server.directory.exists()
 
 

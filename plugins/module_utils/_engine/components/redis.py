@@ -150,6 +150,11 @@ def _version(server: dict[str, Any]) -> tuple[str, str]:
     return "redis", str(server.get("redis_version", "0"))
 
 
+def _mode(server: dict[str, Any]) -> str:
+    """`standalone`, `cluster` or `sentinel`, out of a server's INFO: Valkey says server_mode (8.1 and 9.1, as they answered)."""
+    return str(server.get("redis_mode") or server.get("server_mode") or "standalone")
+
+
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
@@ -1860,11 +1865,11 @@ class RedisComponent(Component):
         name, version = _version(server)
         probe.facts = {"server": {"name": name, "version": version}}
         where = _where(settings)
-        if server.get("redis_mode") == "cluster":
+        if _mode(server) == "cluster":
             probe.problems.append(
                 f"{where} is a node of a Redis Cluster, which is not supported: each node would give only its part"
             )
-        if server.get("redis_mode") == "sentinel":
+        if _mode(server) == "sentinel":
             probe.problems.append(f"{where} is a Sentinel and holds no data: give the address of the server that it watches")
             return
         persistence = _info(client, "persistence")
@@ -2023,13 +2028,14 @@ class RedisComponent(Component):
     ) -> None:
         settings = self.settings.redis
         where = _where(settings)
-        target.version = _version(_info(client, "server"))
+        server = _info(client, "server")
+        target.version = _version(server)
         if settings.restore_method == "file":
             plan.problems.append(
                 f"{where} is running, and a restore by files needs it stopped: stop it, or set restore_method to auto"
             )
             return
-        if _info(client, "server").get("redis_mode") == "cluster":
+        if _mode(server) == "cluster":
             plan.problems.append(f"{where} is a node of a Redis Cluster, which cannot be restored into")
             return
         replication = _info(client, "replication")
