@@ -45,6 +45,7 @@ def test_dump_destroy_restore_equal(store: Store, level: str, name: str) -> None
     before = capture_postgres(store.server)
     source = store.dump(level, name=name)
     assert store.faults(source) == []
+    assert store.plan(source).warnings == []
     store.server.recreate_database()
     assert list(fact_differences(before, capture_postgres(store.server)))
     comparison, state = store.restore(source)
@@ -52,6 +53,59 @@ def test_dump_destroy_restore_equal(store: Store, level: str, name: str) -> None
     assert list(fact_differences(before, capture_postgres(store.server))) == []
     assert "is the restored one" in state and "__before_" in state
     assert store.component.look() == "1200 memories"
+
+
+@pytest.fixture
+def spaces(tmp_path: Path) -> Iterator[Store]:
+    """A database in a tablespace of its own, with a table and an index in another, where only a superuser may create."""
+    with Postgres() as server:
+        server.create_application()
+        with server.connect() as connection:
+            for name in ("its own", "fast disk"):
+                location = sql.Literal(str(server.private(name)))
+                connection.execute(sql.SQL("CREATE TABLESPACE {} LOCATION {}").format(sql.Identifier(name), location))
+            connection.execute('GRANT CREATE ON TABLESPACE "fast disk", "its own", pg_default TO agentmem')
+            connection.execute('ALTER DATABASE agentmem SET TABLESPACE "its own"')
+        execute(
+            server,
+            'CREATE TABLE memories (id integer PRIMARY KEY USING INDEX TABLESPACE "fast disk", content text)',
+            'CREATE TABLE embeddings (id integer REFERENCES memories, value real) TABLESPACE "fast disk"',
+            "CREATE TABLE plain (id integer) TABLESPACE pg_default",
+            "INSERT INTO memories SELECT i, 'memory ' || i FROM generate_series(1, 500) i",
+            "INSERT INTO embeddings SELECT i, i / 7.0 FROM generate_series(1, 500) i",
+        )
+        yield Store(server, tmp_path)
+
+
+def test_what_lay_in_a_tablespace_lies_there_again(spaces: Store) -> None:
+    before = capture_postgres(spaces.server)
+    source = spaces.dump(CONTENT)
+    assert source.entry is not None and source.entry["database"]["tablespace"] == "its own"
+    spaces.server.recreate_database()
+    assert any("tablespace" in text for text in fact_differences(before, capture_postgres(spaces.server)))
+    plan = spaces.plan(source)
+    assert plan.problems == [] and not any("tablespace" in text for text in plan.warnings)
+    assert spaces.restore(source)[0].equal
+    assert list(fact_differences(before, capture_postgres(spaces.server))) == []
+
+
+@pytest.mark.parametrize("gone", ["dropped", "not ours"])
+def test_without_its_tablespaces_everything_comes_back_elsewhere(spaces: Store, gone: str) -> None:
+    """A new machine has none of them, and the data is wanted more than its place."""
+    before = capture_postgres(spaces.server)
+    source = spaces.dump(CONTENT)
+    spaces.server.recreate_database()
+    with spaces.server.connect() as connection:
+        for name in ("its own", "fast disk"):
+            text = "DROP TABLESPACE {}" if gone == "dropped" else "REVOKE CREATE ON TABLESPACE {} FROM agentmem"
+            connection.execute(sql.SQL(text).format(sql.Identifier(name)))
+    plan = spaces.plan(source)
+    assert plan.problems == []
+    (warning,) = [text for text in plan.warnings if "tablespaces" in text]
+    assert "fast disk, its own, pg_default in the backup will lie in the default one: fast disk, its own are not there" in warning
+    assert spaces.restore(source)[0].equal
+    differing = list(fact_differences(before, capture_postgres(spaces.server)))
+    assert [text for text in differing if ": tablespace was " not in text] == [] and len(differing) == 4
 
 
 def test_the_old_database_is_kept_under_the_name_that_the_plan_told(store: Store) -> None:

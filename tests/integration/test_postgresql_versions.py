@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
 import pytest
 from agentmem_backup.components import postgresql
 from agentmem_backup.components.base import CONTENT
 from agentmem_backup.errors import BackupError
+from psycopg import sql
 
 from tests.support import data
 from tests.support.compare import capture_postgres, fact_differences
@@ -127,6 +129,40 @@ def test_a_newer_servers_backup_is_refused_by_an_older_server(store: Store, majo
     with pytest.raises(BackupError, match="older server"):
         store.restore(source)
     assert store.databases() == databases
+
+
+ICU = "LOCALE_PROVIDER icu ICU_LOCALE 'de-DE'"
+
+
+@pytest.mark.parametrize(
+    ("since", "locale"),
+    [(15, ICU), (16, f"{ICU} ICU_RULES '&V << w <<< W'"), (17, "LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'")],
+    ids=["icu", "icu-with-rules", "builtin"],
+)
+def test_the_databases_own_locale_comes_back(store: Store, server17: Postgres, programs17: Path, since: int, locale: str) -> None:
+    """What sorts otherwise after a restore finds other rows by its indexes than before."""
+    place = next((one for one in (Place(store.server), Place(server17, str(programs17))) if one.major >= since), None)
+    assert place is not None
+    work_on(store, place)
+    drop, create = (
+        sql.SQL(text).format(sql.Identifier(place.server.dbname)) for text in ("DROP DATABASE IF EXISTS {}", "CREATE DATABASE {}")
+    )
+    with place.server.connect() as connection:
+        connection.execute(drop)
+        try:
+            connection.execute(sql.SQL("{} OWNER agentmem TEMPLATE template0 {}").format(create, sql.SQL(locale)))
+        except psycopg.errors.FeatureNotSupported as error:
+            pytest.skip(f"this build of PostgreSQL {place.major} has no such locale: {error}")
+    with place.server.connect_application() as connection:
+        connection.execute("CREATE TABLE names (name text PRIMARY KEY)")
+        connection.execute("INSERT INTO names VALUES ('V'), ('w'), ('W'), ('Ä'), ('z')")
+    before = capture_postgres(place.server)
+    source = store.dump(CONTENT)
+    place.server.recreate_database()
+    assert list(fact_differences(before, capture_postgres(place.server))) != []
+    assert store.restore(source)[0].equal
+    assert list(fact_differences(before, capture_postgres(place.server))) == []
+    place.server.recreate_database()
 
 
 def test_newer_pg_dump_is_taken_with_a_warning_and_its_restore_refused_early(store: Store, programs17: Path) -> None:

@@ -168,6 +168,11 @@ def _own(catalog: str, oid: str, namespace: str) -> str:
         AND e.deptype = 'e')"""
 
 
+def _tablespace(oid: str) -> str:
+    """SQL for a tablespace's name; none where it is the database's own."""
+    return f"(SELECT spcname FROM pg_tablespace WHERE pg_tablespace.oid = {oid}) AS tablespace"
+
+
 RELATION = _own("pg_class", "c.oid", "c.relnamespace")
 ACL_KIND = """(CASE relkind WHEN 'S' THEN 's' ELSE 'r' END)::"char\""""
 # The server's own note of a column's version, other in each database, which pg_dump leaves out: pg_attver, seen since Debian's
@@ -180,7 +185,9 @@ OBJECTS = {
         pg_encoding_to_char(encoding) AS encoding, datcollate AS collation, datctype AS ctype, datconnlimit AS "connection limit",
         ARRAY(SELECT coalesce(pg_get_userbyid(nullif(setrole, 0))::text, '') || ' ' || s.setting
           FROM pg_db_role_setting, unnest(setconfig) s(setting) WHERE setdatabase = d.oid) AS settings,
-        shobj_description(d.oid, 'pg_database') AS comment
+        shobj_description(d.oid, 'pg_database') AS comment, {_tablespace("dattablespace")},
+        to_jsonb(d) ->> 'datlocprovider' AS "locale provider", to_jsonb(d) ->> 'daticurules' AS "ICU rules",
+        coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale') AS locale
       FROM pg_database d WHERE datname = current_database()""",
     "schemas": f"""SELECT format('schema %I', nspname) AS name, pg_get_userbyid(nspowner) AS owner,
         {_grants("nspacl", "'n'", "nspowner")}, obj_description(oid, 'pg_namespace') AS comment
@@ -194,7 +201,7 @@ OBJECTS = {
         reloptions AS options, obj_description(c.oid, 'pg_class') AS comment, relispopulated AS populated,
         pg_get_expr(relpartbound, c.oid) AS "partition bound", pg_get_partkeydef(c.oid) AS "partition key",
         ARRAY(SELECT inhparent::regclass::text FROM pg_inherits WHERE inhrelid = c.oid ORDER BY inhseqno) AS parents,
-        (SELECT amname FROM pg_am WHERE pg_am.oid = relam) AS "access method",
+        (SELECT amname FROM pg_am WHERE pg_am.oid = relam) AS "access method", {_tablespace("reltablespace")},
         CASE WHEN relkind IN ('v', 'm') THEN pg_get_viewdef(c.oid) END AS definition
       FROM pg_class c WHERE relkind IN ('r', 'p', 'v', 'm', 'S', 'f', 'c') AND {RELATION}""",
     # Inheritance with a column added later to the parent changes the order in a dump (and only there), so it is left out.
@@ -214,6 +221,7 @@ OBJECTS = {
     "indexes": f"""SELECT format('index %s on %s', c.oid::regclass, indrelid::regclass) AS name,
         pg_get_indexdef(c.oid) AS definition,
         indisvalid AS valid, indisclustered AS clustered, indisreplident AS "replica identity", indisprimary AS "primary",
+        {_tablespace("reltablespace")},
         obj_description(c.oid, 'pg_class') AS comment
       FROM pg_index JOIN pg_class c ON c.oid = indexrelid WHERE {RELATION}""",
     "triggers": f"""SELECT format('trigger %I on %s', tgname, c.oid::regclass) AS name, pg_get_triggerdef(t.oid) AS definition,

@@ -589,11 +589,17 @@ WHERE d.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND d.deptype I
 _EXTENSIONS = """
 SELECT e.extname, e.extversion, n.nspname FROM pg_catalog.pg_extension e
 JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname <> 'plpgsql' ORDER BY 1"""
-_LOCALE = {15: "d.datlocprovider::text, d.daticulocale", 17: "d.datlocprovider::text, d.datlocale"}
+_LOCALE = {
+    15: "d.datlocprovider::text, d.daticulocale, NULL",
+    16: "d.datlocprovider::text, d.daticulocale, d.daticurules",
+    17: "d.datlocprovider::text, d.datlocale, d.daticurules",
+}
+_DEFAULT_TABLESPACE = "pg_default"
 _DATABASE = """
 SELECT d.oid::bigint, r.rolname, pg_catalog.pg_encoding_to_char(d.encoding), d.datcollate, d.datctype, d.datconnlimit,
-  pg_catalog.shobj_description(d.oid, 'pg_database'), d.datacl IS NULL, {}
-FROM pg_catalog.pg_database d JOIN pg_catalog.pg_roles r ON r.oid = d.datdba WHERE d.datname = %s"""
+  pg_catalog.shobj_description(d.oid, 'pg_database'), d.datacl IS NULL, t.spcname, {}
+FROM pg_catalog.pg_database d JOIN pg_catalog.pg_roles r ON r.oid = d.datdba
+JOIN pg_catalog.pg_tablespace t ON t.oid = d.dattablespace WHERE d.datname = %s"""
 _DATABASE_SETTINGS = """
 SELECT coalesce(r.rolname, ''), u.setting FROM pg_catalog.pg_db_role_setting s
 LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.setrole, pg_catalog.unnest(s.setconfig) WITH ORDINALITY u (setting, place)
@@ -616,11 +622,13 @@ def requirements(connection: Connection) -> dict[str, Any]:
 
 def database_facts(connection: Connection, database: str) -> dict[str, Any] | None:
     """A database's own properties, settings and grants, which no dump and no template carries along; None: no such database."""
-    locale = next((text for major, text in sorted(_LOCALE.items(), reverse=True) if major_of(connection) >= major), "'c', NULL")
+    locale = next(
+        (text for major, text in sorted(_LOCALE.items(), reverse=True) if major_of(connection) >= major), "'c', NULL, NULL"
+    )
     found = rows(connection, statement(_DATABASE, locale), [database])
     if not found:
         return None
-    oid, owner, encoding, collate, ctype, limit, comment, default_grants, provider, name = found[0]
+    oid, owner, encoding, collate, ctype, limit, comment, default_grants, tablespace, provider, name, rules = found[0]
     grants = None if default_grants else [list(row) for row in rows(connection, _DATABASE_GRANTS, [oid])]
     return {
         "name": database,
@@ -630,6 +638,8 @@ def database_facts(connection: Connection, database: str) -> dict[str, Any] | No
         "ctype": ctype,
         "provider": provider,
         "locale": name,
+        "rules": rules,
+        "tablespace": tablespace,
         "connection_limit": limit,
         "comment": comment,
         "settings": [list(row) for row in rows(connection, _DATABASE_SETTINGS, [oid])],
@@ -909,6 +919,9 @@ class Target:
     tool: Tool | None = None
     no_owner: bool = False
     no_privileges: bool = False
+    tablespace: str = ""
+    """Where the new database lies; empty: where the server puts one unasked."""
+    no_tablespaces: bool = False
     own_extensions: bool = True
     database: dict[str, Any] | None = None
     server_major: int = 0
@@ -930,6 +943,8 @@ def _create_statement(name: str, target: Target) -> bytes:
     parts = [statement("CREATE DATABASE {} TEMPLATE {}", identifier(name), identifier(target.template)).decode()]
     if target.owner:
         parts.append(f"OWNER {identifier(target.owner)}")
+    if target.tablespace:
+        parts.append(f"TABLESPACE {identifier(target.tablespace)}")
     like = target.like
     if like and target.template == "template0":
         parts.append(f"ENCODING {literal(like['encoding'])}")
@@ -937,6 +952,8 @@ def _create_statement(name: str, target: Target) -> bytes:
         provider = {"i": ("icu", "ICU_LOCALE"), "b": ("builtin", "BUILTIN_LOCALE")}.get(like["provider"])
         if provider and like["locale"]:
             parts.append(f"LOCALE_PROVIDER {provider[0]} {provider[1]} {literal(like['locale'])}")
+            if like.get("rules") and target.server_major >= 16:
+                parts.append(f"ICU_RULES {literal(like['rules'])}")
         elif target.server_major >= 15:
             parts.append("LOCALE_PROVIDER libc")
     return " ".join(parts).encode()
@@ -1006,6 +1023,7 @@ class Assessment:
             )
             return
         self._choose_roles(connection)
+        self._choose_tablespaces(connection)
         if not createdb:
             self.plan.problems.append(
                 f"role {target.user} may not create databases, and a restore builds the new one beside the old: "
@@ -1080,6 +1098,27 @@ class Assessment:
         if missing["policies"]:
             names = ", ".join(f"CREATE ROLE {identifier(name)}" for name in sorted(missing["policies"])[:5])
             self.plan.problems.append(f"row security policies in the backup name roles that do not exist: {names} first")
+
+    def _choose_tablespaces(self, connection: Connection) -> None:
+        """Those of the backup, where all are here and ours to use; data that lies elsewhere is better than none."""
+        target = self.target
+        named = {entry.tablespace for entry in self._archive.entries if entry.tablespace}
+        own = (self._entry.get("database") or {}).get("tablespace") or ""
+        own = "" if own == _DEFAULT_TABLESPACE else own  # where a new database lies unasked
+        query = (
+            "SELECT spcname, pg_catalog.has_tablespace_privilege(oid, 'CREATE') FROM pg_catalog.pg_tablespace"
+            " WHERE spcname = ANY(%s)"
+        )
+        ours = dict(rows(connection, query, [sorted(named | {own})]))
+        unusable = {name for name in named | {own} - {""} if not ours.get(name, False)}
+        target.no_tablespaces = not named.isdisjoint(unusable)
+        target.tablespace = "" if own in unusable else own
+        if unusable:
+            elsewhere = (named if target.no_tablespaces else set()) | unusable
+            self.plan.warnings.append(
+                f"what lies in the tablespaces {listed(elsewhere)} in the backup will lie in the default one: {listed(unusable)} "
+                f"are not there, or role {target.user} may not CREATE in them"
+            )
 
     def _refuse_roles(self, why: str, names: set[str], there: dict[str, bool]) -> None:
         absent = {name for name in names if name not in there}
@@ -1435,6 +1474,7 @@ class PostgresqlRestoration(Restoration):
         command = [tool.path, "--exit-on-error", "--no-password", f"--jobs={self._jobs}", f"--dbname={name}"]
         command += ["--no-owner"] if target.no_owner else []
         command += ["--no-privileges"] if target.no_privileges else []
+        command += ["--no-tablespaces"] if target.no_tablespaces else []
         command += [] if len(kept) == len(archive.entries) else [self._use_list(kept)]
         options = "-c synchronous_commit=off -c maintenance_work_mem=128MB -c jit=off -c default_transaction_read_only=off"
         environment = {**self._access.environment(), "PGOPTIONS": options}

@@ -48,7 +48,7 @@ Sink = Callable[[bytes], object]
 @dataclass
 class Entry:
     """One entry of the table of contents. `offset_at` is where in the file its data's position can be written; `needs` are the
-    dump IDs of the entries that must be restored before it."""
+    dump IDs of the entries that must be restored before it; `tablespace` is empty for the database's own."""
 
     dump_id: int
     tag: str
@@ -60,6 +60,7 @@ class Entry:
     has_data: bool
     offset_at: int
     needs: tuple[int, ...] = ()
+    tablespace: str = ""
 
 
 @dataclass
@@ -219,7 +220,7 @@ def _entry(cursor: _Cursor, archive: Archive) -> Entry:
     definition = cursor.string()
     cursor.string()  # DROP statement
     copy, namespace = cursor.string(), cursor.string()
-    cursor.string()  # tablespace
+    tablespace = cursor.string()
     if archive.version >= (1, 14):
         cursor.string()  # access method
     if archive.version >= (1, 16):
@@ -232,7 +233,7 @@ def _entry(cursor: _Cursor, archive: Archive) -> Entry:
     offset_at = cursor.position
     has_data = cursor.byte() != _NO_DATA and has_data
     cursor.take(archive.offset_size)
-    return Entry(dump_id, tag, kind, definition, copy, namespace, owner, has_data, offset_at, tuple(needs))
+    return Entry(dump_id, tag, kind, definition, copy, namespace, owner, has_data, offset_at, tuple(needs), tablespace)
 
 
 def _contents(cursor: _Cursor) -> Archive:
