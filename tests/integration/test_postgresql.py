@@ -502,6 +502,29 @@ def test_another_environment_gets_another_name_and_owner(store: Store) -> None:
     assert store.component.look() == "1200 memories"
 
 
+def test_what_only_a_superuser_can_make_is_told_before_and_restored_by_one(store: Store) -> None:
+    """pg_restore comes to it last, when all rows are there."""
+    execute(
+        store.server,
+        "CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN /*\n    LANGUAGE c */ END'",
+        "CREATE EVENT TRIGGER noted ON ddl_command_end EXECUTE FUNCTION note()",
+        "CREATE PUBLICATION everything FOR ALL TABLES",
+        "CREATE PUBLICATION one FOR TABLE memories",
+        "CREATE FUNCTION plus(integer, integer) RETURNS integer LANGUAGE internal AS 'int4pl'",
+        superuser=True,
+    )
+    before = capture_postgres(store.server)
+    source = store.dump()
+    problems = store.plan(source, accept=["roles"]).problems
+    expected = "function plus(integer, integer), publication everything; role agentmem is none: restore as one"
+    assert len(problems) == 1 and problems[0].endswith(f"event trigger noted, {expected}")
+    store.server.recreate_database()
+    store.settings.postgresql.user, store.settings.postgresql.password = store.server.superuser, store.server.password
+    assert store.plan(source).problems == []
+    assert store.restore(source)[0].equal
+    assert list(fact_differences(before, capture_postgres(store.server))) == []
+
+
 def test_filters_make_a_set_that_says_so_and_can_be_restored(store: Store) -> None:
     store.settings.postgresql.exclude_tables = ["public.audit", "public.events", "tenant data.*"]
     source = store.dump(CONTENT)

@@ -906,6 +906,28 @@ def archive_roles(archive: Archive) -> dict[str, set[str]]:
     return roles
 
 
+_SUPERUSERS = {
+    *("ACCESS METHOD", "EVENT TRIGGER", "FOREIGN DATA WRAPPER", "OPERATOR CLASS", "OPERATOR FAMILY", "PROCEDURAL LANGUAGE"),
+    *("PUBLICATION TABLES IN SCHEMA", "TEXT SEARCH PARSER", "TEXT SEARCH TEMPLATE"),
+}
+"""Kinds of entries that only a superuser may restore (PostgreSQL 18: the reference of their CREATE statements)."""
+_HEADS_OF_C = re.compile(r"^    LANGUAGE (c|internal)\b", re.MULTILINE)
+
+
+def superusers_only(archive: Archive) -> list[str]:
+    """What of the archive only a superuser can restore, as kind and name."""
+
+    def wants_one(entry: Entry) -> bool:
+        head = entry.definition.partition("\n    AS ")[0]
+        return (
+            entry.kind in _SUPERUSERS
+            or (entry.kind == "PUBLICATION" and "FOR ALL TABLES" in head)
+            or (entry.kind == "FUNCTION" and _HEADS_OF_C.search(head) is not None)
+        )
+
+    return [f"{entry.kind.lower()} {entry.tag}" for entry in archive.entries if wants_one(entry)]
+
+
 @dataclass
 class Target:
     """Where a restore goes and how: what `assess` found out, for the plan and for the restore itself."""
@@ -1008,7 +1030,8 @@ class Assessment:
         target.live = self._component.live_name(connection)
         target.server_major = major_of(connection)
         target.user = str(value(connection, "SELECT current_user"))
-        createdb = value(connection, "SELECT rolcreatedb OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user")
+        rights = "SELECT rolcreatedb OR rolsuper, rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"
+        createdb, superuser = rows(connection, rights)[0]
         live = database_facts(connection, target.live)
         if live is not None:
             target.live_oid = database_oid(connection, target.live)
@@ -1024,6 +1047,10 @@ class Assessment:
             return
         self._choose_roles(connection)
         self._choose_tablespaces(connection)
+        if not superuser and (theirs := superusers_only(self._archive)):
+            self.plan.problems.append(
+                f"only a superuser can make what is in the backup: {listed(theirs)}; role {target.user} is none: restore as one"
+            )
         if not createdb:
             self.plan.problems.append(
                 f"role {target.user} may not create databases, and a restore builds the new one beside the old: "
