@@ -40,6 +40,7 @@ def ansible_environment(directory: Path, collections: Path | None = None) -> dic
         "ANSIBLE_COLLECTIONS_PATH": str(collections or directory),
         "ANSIBLE_CONFIG": str(home / "ansible.cfg"),
         "ANSIBLE_HOME": str(home),
+        "ANSIBLE_INJECT_INVOCATION": "true",  # what a module was given may be shown: ansible-core 2.21 no longer does so unasked
         "ANSIBLE_LOCAL_TEMP": str(home / "tmp"),
         "ANSIBLE_LOCALHOST_WARNING": "false",
         "ANSIBLE_NOCOLOR": "1",

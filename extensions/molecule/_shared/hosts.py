@@ -144,12 +144,16 @@ def wheelhouse() -> Path:
     optional = project["optional-dependencies"]
     # pip asks markers of the controller's Python: what only the hosts' 3.11.2 needs is named here.
     wanted = ["pip", "async-timeout>=4.0.3", *project["dependencies"], *optional["points"], *optional["notify"]]
-    return built("wheelhouse", repr((wanted, platform.machine())), lambda target: _pip("download", "--dest", target, *wanted))
+    return built(
+        "wheelhouse", repr((wanted, PYTHON, platform.machine())), lambda target: _pip("download", "--dest", target, *wanted)
+    )
 
 
 def stand_in() -> Path:
     """What Qdrant's stand-in imports, apart from the engine's libraries."""
-    return built("stand-in", repr((STAND_IN, platform.machine())), lambda target: _pip("install", "--target", target, *STAND_IN))
+    return built(
+        "stand-in", repr((STAND_IN, PYTHON, platform.machine())), lambda target: _pip("install", "--target", target, *STAND_IN)
+    )
 
 
 def _pip(verb: str, where: str, target: Path, *packages: str) -> None:
