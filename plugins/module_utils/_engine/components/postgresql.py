@@ -907,7 +907,7 @@ def archive_roles(archive: Archive) -> dict[str, set[str]]:
 
 
 _SUPERUSERS = {
-    *("ACCESS METHOD", "EVENT TRIGGER", "FOREIGN DATA WRAPPER", "OPERATOR CLASS", "OPERATOR FAMILY", "PROCEDURAL LANGUAGE"),
+    *("ACCESS METHOD", "EVENT TRIGGER", "FOREIGN DATA WRAPPER", "OPERATOR CLASS", "OPERATOR FAMILY"),
     *("PUBLICATION TABLES IN SCHEMA", "TEXT SEARCH PARSER", "TEXT SEARCH TEMPLATE"),
 }
 """Kinds of entries that only a superuser may restore (PostgreSQL 18: the reference of their CREATE statements)."""
@@ -922,7 +922,7 @@ def superusers_only(archive: Archive) -> list[str]:
         return (
             entry.kind in _SUPERUSERS
             or (entry.kind == "PUBLICATION" and "FOR ALL TABLES" in head)
-            or (entry.kind == "FUNCTION" and _HEADS_OF_C.search(head) is not None)
+            or (entry.kind in {"FUNCTION", "PROCEDURE"} and _HEADS_OF_C.search(head) is not None)
         )
 
     return [f"{entry.kind.lower()} {entry.tag}" for entry in archive.entries if wants_one(entry)]
@@ -1048,8 +1048,10 @@ class Assessment:
         self._choose_roles(connection)
         self._choose_tablespaces(connection)
         if not superuser and (theirs := superusers_only(self._archive)):
-            self.plan.problems.append(
-                f"only a superuser can make what is in the backup: {listed(theirs)}; role {target.user} is none: restore as one"
+            # A warning, for a managed server may let its own administrators do so.
+            self.plan.warnings.append(
+                f"by PostgreSQL's own rules only a superuser can make {listed(theirs)}, and role {target.user} is none: unless "
+                "this server allows it, the restore ends there, before anything is replaced; restore as a superuser"
             )
         if not createdb:
             self.plan.problems.append(
