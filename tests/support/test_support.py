@@ -140,6 +140,7 @@ CHANGES: dict[str, dict[str, tuple[Callable[[Stores], object], tuple[str, ...]]]
         "identity": (run_sql("ALTER TABLE users ALTER id DROP IDENTITY"), ("column public.users.id", "identity was 'a'")),
         "type of a column": (run_sql("ALTER TABLE blocks ALTER label TYPE varchar(90)"), ("blocks.label", "type was")),
         "default of a column": (run_sql("ALTER TABLE users ALTER active DROP DEFAULT"), ("users.active", "default was")),
+        "option of a column": (run_sql("ALTER TABLE users ALTER name SET (n_distinct = 5)"), ("users.name", "options was []")),
         "label of an enum": (run_sql("ALTER TYPE memory_type ADD VALUE 'new'"), ("type public.memory_type", "labels was")),
         "check of a domain": (run_sql("""ALTER DOMAIN email DROP CONSTRAINT "has an at" """), ("has an at", "missing")),
         "comment": (run_sql("COMMENT ON TABLE memories IS NULL"), ("table public.memories", "comment was")),
