@@ -15,7 +15,6 @@ import pytest
 from agentmem_backup.components import postgresql
 from agentmem_backup.components.base import CONTENT
 from agentmem_backup.errors import BackupError
-from psycopg import sql
 
 from tests.support import data
 from tests.support.compare import capture_postgres, fact_differences
@@ -144,15 +143,10 @@ def test_the_databases_own_locale_comes_back(store: Store, server17: Postgres, p
     place = next((one for one in (Place(store.server), Place(server17, str(programs17))) if one.major >= since), None)
     assert place is not None
     work_on(store, place)
-    drop, create = (
-        sql.SQL(text).format(sql.Identifier(place.server.dbname)) for text in ("DROP DATABASE IF EXISTS {}", "CREATE DATABASE {}")
-    )
-    with place.server.connect() as connection:
-        connection.execute(drop)
-        try:
-            connection.execute(sql.SQL("{} OWNER agentmem TEMPLATE template0 {}").format(create, sql.SQL(locale)))
-        except psycopg.errors.FeatureNotSupported as error:
-            pytest.skip(f"this build of PostgreSQL {place.major} has no such locale: {error}")
+    try:
+        place.server.recreate_database("template0", locale)
+    except psycopg.errors.FeatureNotSupported as error:
+        pytest.skip(f"this build of PostgreSQL {place.major} has no such locale: {error}")
     with place.server.connect_application() as connection:
         connection.execute("CREATE TABLE names (name text PRIMARY KEY)")
         connection.execute("INSERT INTO names VALUES ('V'), ('w'), ('W'), ('Ä'), ('z')")
@@ -162,7 +156,6 @@ def test_the_databases_own_locale_comes_back(store: Store, server17: Postgres, p
     assert list(fact_differences(before, capture_postgres(place.server))) != []
     assert store.restore(source)[0].equal
     assert list(fact_differences(before, capture_postgres(place.server))) == []
-    place.server.recreate_database()
 
 
 def test_newer_pg_dump_is_taken_with_a_warning_and_its_restore_refused_early(store: Store, programs17: Path) -> None:

@@ -445,13 +445,16 @@ class Postgres(Server):
             )
         self.recreate_database()
 
-    def recreate_database(self, template: str | None = None) -> None:
-        """Drop the application's database, with its sessions, and create it empty or from a template."""
+    def recreate_database(self, template: str | None = None, locale: str = "") -> None:
+        """Drop the application's database, with its sessions, and create it empty or from a template.
+
+        `locale` are the clauses of CREATE DATABASE on it, as SQL.
+        """
         name, owner = sql.Identifier(self.dbname), sql.Identifier(self.app_user)
         like = sql.SQL(" TEMPLATE {}").format(sql.Identifier(template)) if template else sql.SQL("")
         with self.connect() as connection:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
-            connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}{}").format(name, owner, like))
+            connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}{} {}").format(name, owner, like, sql.SQL(locale)))
 
     def empty_database(self) -> None:
         """Lose all content of the application's database; its own settings, grants, comment and owner stay.

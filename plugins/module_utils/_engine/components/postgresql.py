@@ -1132,16 +1132,16 @@ class Assessment:
         """Those of the backup, where all are here and ours to use; data that lies elsewhere is better than none."""
         target = self.target
         named = {entry.tablespace for entry in self._archive.entries if entry.tablespace}
-        own = (self._entry.get("database") or {}).get("tablespace") or ""
-        own = "" if own == _DEFAULT_TABLESPACE else own  # where a new database lies unasked
+        recorded = (self._entry.get("database") or {}).get("tablespace", _DEFAULT_TABLESPACE)
+        own = {recorded} - {_DEFAULT_TABLESPACE}  # a new database lies there unasked
         query = (
             "SELECT spcname, pg_catalog.has_tablespace_privilege(oid, 'CREATE') FROM pg_catalog.pg_tablespace"
             " WHERE spcname = ANY(%s)"
         )
-        ours = dict(rows(connection, query, [sorted(named | {own})]))
-        unusable = {name for name in named | {own} - {""} if not ours.get(name, False)}
+        ours = dict(rows(connection, query, [sorted(named | own)]))
+        unusable = {name for name in named | own if not ours.get(name, False)}
         target.no_tablespaces = not named.isdisjoint(unusable)
-        target.tablespace = "" if own in unusable else own
+        target.tablespace = "" if own <= unusable else recorded
         if unusable:
             elsewhere = (named if target.no_tablespaces else set()) | unusable
             self.plan.warnings.append(
