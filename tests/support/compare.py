@@ -328,7 +328,8 @@ READ = {
 
 
 def capture_redis(server: Redis) -> Facts:
-    """Every key of every database with type, value and expiry (absolute, ms), and the function libraries (Redis 7.0+)."""
+    """Every key of every database with type, value and expiry (absolute, ms), also a hash's fields', and the function
+    libraries (Redis 7.0+)."""
     facts: Facts = {}
     with _raw(server, 0) as client:
         for library in client.execute_command("FUNCTION", "LIST", "WITHCODE"):
@@ -353,6 +354,7 @@ def _raw(server: Redis, db: int) -> redis_py.Redis:
 
 def _keys(client: redis_py.Redis, db: int) -> Iterator[tuple[str, dict[str, Any]]]:
     cursor, seen = b"0", set()
+    fields_expire = client.execute_command("COMMAND", "INFO", "HPEXPIRETIME")[0] is not None  # Redis 7.4, Valkey 9.0
     while True:
         cursor, page = client.execute_command("SCAN", cursor, "COUNT", 1000)
         keys = [key for key in dict.fromkeys(page) if key not in seen]  # SCAN may give a key twice
@@ -364,9 +366,16 @@ def _keys(client: redis_py.Redis, db: int) -> Iterator[tuple[str, dict[str, Any]
             properties = {"type": kind.decode(), "expiry": expiry, "value": digest(_canonical(kind, value))}
             if kind == b"stream":
                 properties |= _stream(value)
+            if kind == b"hash" and fields_expire:
+                properties["expiries of fields"] = digest(_field_expiries(client, key, value[::2]))
             yield f"key {key!r} of database {db}", properties
         if cursor == b"0":
             return
+
+
+def _field_expiries(client: redis_py.Redis, key: bytes, names: list[bytes]) -> list[Any]:
+    expiries = client.execute_command("HPEXPIRETIME", key, "FIELDS", len(names), *names)
+    return sorted(zip(names, expiries, strict=True))
 
 
 def _pipelined(client: redis_py.Redis, commands: list[tuple[Any, ...]]) -> list[Any]:

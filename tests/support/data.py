@@ -301,6 +301,10 @@ def fill_redis(server: Redis, *, seed: int = 1, scale: Scale = Scale.TEST) -> No
         client.function_load(LIBRARY, replace=True)
         pipe = client.pipeline(transaction=False)
         _redis_specimens(pipe, rng)
+        if client.command_list(pattern="hpexpireat"):  # Redis 7.4, Valkey 9.0
+            pipe.execute_command("HPEXPIREAT", "hash:large", FAR * 1000 + 7, "FIELDS", 2, "field 1", "field 2")
+            pipe.hset("hash:fields expire", mapping={"one": 1, "two": 2})
+            pipe.execute_command("HPEXPIREAT", "hash:fields expire", FAR * 1000 + 8, "FIELDS", 2, "one", "two")
         pipe.execute()
         for number, value in enumerate(_redis_values(rng, scale)):
             key = f"session:{number}"

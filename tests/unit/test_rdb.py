@@ -151,6 +151,20 @@ def test_noise_is_never_a_whole_dump_and_never_an_exception(noise: bytes) -> Non
 STREAM_HEAD = length(1) + string(bytes(16)) + string(b"listpack") + length(1) + length(5) + length(0)
 STREAM_IDS = length(1) + length(0) + length(2) + length(0) + length(9)
 PENDING = length(1) + bytes(16) + bytes(8) + length(3)
+
+
+def listpack(*elements: bytes | int) -> bytes:
+    """Short strings and numbers as Redis packs them: each with its size behind it."""
+    packed = [
+        b"\xf4" + struct.pack("<q", one) + b"\x09"
+        if isinstance(one, int)
+        else bytes([0x80 | len(one)]) + one + bytes([1 + len(one)])
+        for one in elements
+    ]
+    body = b"".join(packed) + b"\xff"
+    return struct.pack("<IH", 6 + len(body), len(elements)) + body
+
+
 VALUES = {
     "string of 8 bits": (0, b"\xc0\xff", "string"),
     "string of 16 bits": (0, b"\xc1\xff\x01", "string"),
@@ -196,9 +210,9 @@ VALUES = {
         "stream",
     ),
     "hash with expiring fields, 7.4 RC": (22, length(1) + length(99) + string(b"f") + string(b"v"), "hash"),
-    "hash listpack with expiring fields, 7.4 RC": (23, string(b"listpack"), "hash"),
+    "hash listpack with expiring fields, 7.4 RC": (23, string(listpack(b"f", b"v", 99)), "hash"),
     "hash with expiring fields": (24, bytes(8) + length(1) + length(1) + string(b"f") + string(b"v"), "hash"),
-    "hash listpack with expiring fields": (25, bytes(8) + string(b"listpack"), "hash"),
+    "hash listpack with expiring fields": (25, bytes(8) + string(listpack(b"f", b"v", 99)), "hash"),
 }  # fmt: skip
 
 
@@ -234,6 +248,79 @@ def test_keys_that_expire_by_a_moment_are_counted_apart() -> None:
     summary = rdb.walk(iter([dump(b"\xfe\x00", *keys, key(0, string(b"v")))]), expired_by=20)
     assert summary.databases[0]["string"] == 4
     assert summary.expired == {0: {"string": 2}}
+
+
+# What Redis 8.2.3 answered to DUMP, less version and checksum: eleven fields with numbers and strings of all sizes, all of
+# which expire at 4000000000123, but one at 4000000000999; the same compressed; one whose other field is long and stays.
+PACKED = [
+    "197b409452a3030000417c7c0100002100816b02e05061626162616261626162616261626162616261626162616261626162616261626162616261"
+    "6261626162616261626162616261626162616261626162616261626162616261626162616261626162616252f47b409452a303000009816a02f2ff"
+    "ff7f04f47b409452a303000009816902e0647878787878787878787878787878787878787878787878787878787878787878787878787878787878"
+    "7878787878787878787878787878787878787878787878787878787878787878787878787878787878787878787878787878787878787878787878"
+    "66f47b409452a3030000098168028573686f727406f47b409452a303000009816702f4000000000000004009f47b409452a303000009816602f300"
+    "00008005f47b409452a303000009816502f270110104f47b409452a303000009816402d44802f47b409452a303000009816202dfff02f47b409452"
+    "a3030000098161020501f47b409452a303000009816302c12c02f4e7439452a303000009ff",
+    "197b409452a3030000c3408d417c0c7c0100002100816b02e0506162e045011252f47b409452a303000009816a02f2ffff7f04e00211046902e064"
+    "78e05a000066e002730868028573686f727406e00213036702f4008000014009e00216026602f32015018005e00212056502f2701101e003c30464"
+    "02d44802e00221036202dfffe0030f0361020501e0021e076302c12c02f4e74381140109ff",
+    "197b409452a3030000c3406053ac1bac13000006008161020101f47b409452a3030000098362696704f088201a0079e0ff00e0ff00e0ff00e0ff00"
+    "e0ff00e0ff00e0ff00e0ff00e0ff00e0ff00e0ff00e0ff00e0ff00e0ff00e0ff00e0ff00e0ff00e0ff00e0ee0004278d0001ff",
+]
+
+
+TWENTY = struct.pack("<q", 20)
+
+
+@pytest.mark.parametrize(("number", "last"), [(0, 4_000_000_000_999), (1, 4_000_000_000_999), (2, None)])
+def test_a_small_hash_goes_with_the_last_of_its_fields(number: int, last: int | None) -> None:
+    recorded = bytes.fromhex(PACKED[number])
+    data = dump(b"\xfe\x00", key(recorded[0], recorded[1:]), key(0, string(b"v")), magic=b"REDIS0012")
+    summary = rdb.walk(iter([data]))
+    assert summary.faults == [] and summary.counted and summary.first_expiry == last and summary.expiring == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "value", "last"),
+    [
+        (22, length(2) + length(30) + string(b"a") + string(b"v") + length(20) + string(b"b") + string(b"v"), 30),
+        (22, length(2) + length(30) + string(b"a") + string(b"v") + length(0) + string(b"b") + string(b"v"), None),
+        (23, string(listpack(b"a", b"v", 20, b"b", b"v", 30)), 30),
+        (23, string(listpack(b"a", b"v", 20, b"b", b"v", 0)), None),
+        (24, TWENTY + length(2) + length(1) + string(b"a") + string(b"v") + length(11) + string(b"b") + string(b"v"), 30),
+        (24, TWENTY + length(2) + length(1) + string(b"a") + string(b"v") + length(0) + string(b"b") + string(b"v"), None),
+        (25, TWENTY + string(listpack(b"a", b"v", 20, b"b", b"v", 30)), 30),
+    ],
+)  # fmt: skip
+def test_a_hash_goes_with_the_last_of_its_fields(code: int, value: bytes, last: int | None) -> None:
+    data = dump(b"\xfe\x00", key(code, value), magic=b"REDIS0012")
+    for moment, gone in ((29, 0), (30, 1)):
+        summary = rdb.walk(iter([data]), expired_by=moment)
+        assert summary.faults == [] and summary.first_expiry == last
+        assert summary.expired == ({0: {"hash": 1}} if last and gone else {}) and summary.expired_expiring == {}
+        assert summary.emptied == (gone if last else 0)
+
+
+def test_a_hash_of_valkey_goes_with_the_last_of_its_fields_or_at_its_own_expiry() -> None:
+    fields = length(2) + string(b"a") + string(b"v") + struct.pack("<q", 20) + string(b"b") + string(b"v") + struct.pack("<q", 30)
+    expiring = b"\xfc" + struct.pack("<q", 25) + key(22, fields, b"expires")
+    data = dump(b"\xfe\x00", key(22, fields), expiring, magic=b"VALKEY080")
+    found = []
+    for moment in (24, 25, 30):
+        summary = rdb.walk(iter([data]), expired_by=moment)
+        assert summary.first_expiry == 25
+        found.append((summary.expired.get(0, {}), summary.expired_expiring.get(0, {}), summary.emptied))
+    assert found == [({}, {}, 0), ({"hash": 1}, {"hash": 1}, 0), ({"hash": 2}, {"hash": 1}, 2)]
+
+
+def test_every_damage_of_a_packed_hash_is_a_fault_and_no_traceback() -> None:
+    for text in PACKED:
+        whole = bytes.fromhex(text)
+        for place in range(1, len(whole)):
+            for value in {whole[place] ^ 0xFF, whole[place] ^ 1, 0xFE, 0}:
+                changed = whole[:place] + bytes([value]) + whole[place + 1 :]
+                rdb.walk(iter([dump(b"\xfe\x00", key(changed[0], changed[1:]), magic=b"REDIS0012")]))
+            cut = rdb.walk(iter([dump(b"\xfe\x00", key(whole[0], whole[1:place]), magic=b"REDIS0012")]))
+            assert cut.faults or cut.notes
 
 
 def test_an_unknown_type_is_named_and_the_checksum_still_proves_the_bytes() -> None:

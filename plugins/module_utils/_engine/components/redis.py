@@ -155,6 +155,33 @@ def _mode(server: dict[str, Any]) -> str:
     return str(server.get("redis_mode") or server.get("server_mode") or "standalone")
 
 
+@dataclass(frozen=True)
+class _Module:
+    """A module that a server has loaded. `path` is empty for one that is a part of the server, and before Redis 7.0."""
+
+    name: str
+    version: int
+    path: str
+    arguments: tuple[str, ...]
+
+
+def _modules(client: Client) -> list[_Module] | None:
+    """The modules of a server (MODULE LIST); None where its user may not ask. Valkey lists its own Lua among them."""
+    try:
+        listed = [_paired(one) for one in _pipelined(client, [("MODULE", "LIST")])[0]]
+    except redis.exceptions.ResponseError:
+        return None
+    return [
+        _Module(
+            _text(one[b"name"]),
+            int(one[b"ver"]),
+            _text(one.get(b"path", b"")),
+            tuple(_text(argument) for argument in one.get(b"args", ())),
+        )
+        for one in listed
+    ]
+
+
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
@@ -167,6 +194,14 @@ def _format_of(name: str, version: str) -> int:
     """The newest RDB version that a server of this name and version reads and writes."""
     table = _FORMATS.get(name, _FORMATS["redis"])
     return max((number for since, number in table.items() if _numbers(version) >= since), default=9)
+
+
+def _knows(client: Client, command: str) -> bool:
+    """Whether a server has a command; False also where the user may not ask."""
+    try:
+        return _pipelined(client, [("COMMAND", "INFO", command)])[0][0] is not None
+    except redis.exceptions.ResponseError:
+        return False
 
 
 def _refused(client: Client, *command: str) -> str | None:
@@ -316,12 +351,13 @@ class _Scratch:
             for piece in pieces:
                 process.guarded(functools.partial(file.write, piece), f"writing {self.rdb}")
 
-    def start(self, databases: int) -> None:
-        """Start it and wait until it has loaded the file. Raises BackupError with what it said."""
+    def start(self, databases: int, modules: Sequence[_Module] = ()) -> None:
+        """Start it, with those of the modules whose files are here, and wait until it has loaded the file. Raises
+        BackupError with what it said."""
         for attempt in range(3):
             if self.address:
                 self.port = _free_port(self.address)
-            self._launch(databases)
+            self._launch(databases, modules)
             try:
                 self._await_loaded()
                 return
@@ -331,7 +367,7 @@ class _Scratch:
                 if attempt == 2 or "bind" not in said.lower():
                     raise
 
-    def _launch(self, databases: int) -> None:
+    def _launch(self, databases: int, modules: Sequence[_Module]) -> None:
         lines = [
             f"port {self.port}",
             *([f"bind {self.address}"] if self.address else []),
@@ -349,6 +385,11 @@ class _Scratch:
             "repl-diskless-sync-delay 0",
             "stop-writes-on-bgsave-error no",
             f"rdbcompression {'yes' if self._compresses else 'no'}",
+            *(
+                " ".join(["loadmodule", _quoted(one.path), *map(_quoted, one.arguments)])
+                for one in modules
+                if Path(one.path).is_absolute() and Path(one.path).is_file()
+            ),
         ]
         if self.user:
             digest = hashlib.sha256(self.password.encode(errors="surrogateescape")).hexdigest()
@@ -370,7 +411,8 @@ class _Scratch:
         def ready() -> bool:
             child = self._child
             if child is None or child.process.poll() is not None:
-                problems = [line.split(" # ")[-1] for line in self._log().splitlines() if " # " in line]
+                told = [line.split(" # ")[-1] for line in self._log().splitlines() if " # " in line]
+                problems = [one for one in told if not one.startswith("WARNING")]  # of the kernel's settings
                 said = "; ".join(problems[-3:]) or (child.stderr if child else "")
                 raise BackupError(f"a throwaway {self.name}-server {self.version} cannot load the dump: {one_line(said)}")
             try:
@@ -430,11 +472,22 @@ _HOUR, _DAY = 3_600_000, 86_400_000
 # One page counted where the keys are, about ten times as fast as asking for each key. A script's time stands still.
 _COUNT_SCRIPT = """local page = redis.call('SCAN', ARGV[1], 'COUNT', ARGV[2])
 local late, gone, seen, keys, expiring = tonumber(ARGV[3]), 0, {}, {}, {}
+local function emptied(key)
+  local field = redis.call('HRANDFIELD', key)
+  if not field then return true end
+  if redis.call('HPEXPIRETIME', key, 'FIELDS', 1, field)[1] == -1 then return false end
+  for _, field in ipairs(redis.call('HKEYS', key)) do
+    local expiry = redis.call('HPEXPIRETIME', key, 'FIELDS', 1, field)[1]
+    if expiry == -1 or expiry > late then return false end
+  end
+  return true
+end
 for _, key in ipairs(page[2]) do
   if not seen[key] then
     seen[key] = true
     local kind, expiry = redis.call('TYPE', key)['ok'], redis.call('PEXPIRETIME', key)
     if kind == 'none' or expiry == -2 or (expiry >= 0 and expiry <= late) then gone = gone + 1
+    elseif kind == 'hash' and ARGV[4] == '1' and emptied(key) then gone = gone + 1
     else
       keys[kind] = (keys[kind] or 0) + 1
       if expiry >= 0 then expiring[kind] = (expiring[kind] or 0) + 1 end
@@ -481,7 +534,8 @@ class _Held:
     expiring: dict[int, Counter[str]] = field(default_factory=dict)
     expired: int = 0
     sums: dict[tuple[int, int, int], list[int]] = field(default_factory=dict)
-    """(database, from, until of the span; 0, 0 without expiry) → keys, sum of their digests."""
+    """(database, from, until of the span; 0, 0 without expiry) → number and sum of the digests of what goes in it: keys,
+    and fields of hashes that expire by themselves."""
     libraries: list[int] = field(default_factory=lambda: [0, 0])
     opaque: Counter[str] = field(default_factory=Counter)
     """Types of modules, whose values cannot be compared → keys."""
@@ -498,7 +552,7 @@ class _Reader:
             server = _info(client, "server")
             self.exact_expiry = _numbers(str(server.get("redis_version", "0"))) >= (7, 0)
             self._scripts = self.exact_expiry
-            self._field_expiry = content and _pipelined(client, [("COMMAND", "INFO", "HPEXPIRETIME")])[0][0] is not None
+            self._field_expiry = _knows(client, "HPEXPIRETIME")
 
     def read(self, until: int | None = None) -> _Held:
         """Everything as of `until`, by the server's clock; as of a moment after the reading ends where it is None."""
@@ -544,7 +598,9 @@ class _Reader:
         cursor: Any = 0
         while True:
             try:
-                cursor, gone, *kinds = _pipelined(client, [("EVAL", _COUNT_SCRIPT, 0, cursor, 1000, held.until)])[0]
+                cursor, gone, *kinds = _pipelined(
+                    client, [("EVAL", _COUNT_SCRIPT, 0, cursor, 1000, held.until, int(self._field_expiry))]
+                )[0]
             except redis.exceptions.ResponseError:
                 if int(cursor) == 0:
                     return False
@@ -567,12 +623,16 @@ class _Reader:
                 return
 
     def _page(self, client: Client, database: int, keys: list[bytes], held: _Held) -> None:
-        alive: list[tuple[bytes, str, int]] = []
-        for key, kind, expiry in zip(keys, *self._look(client, keys), strict=True):
-            if kind == "none" or expiry == -2 or 0 <= expiry <= held.until:
+        alive: list[tuple[bytes, str, int, int]] = []
+        kinds, expiries = self._look(client, keys)
+        emptied = self._emptied(client, [key for key, kind in zip(keys, kinds, strict=True) if kind == "hash"])
+        for key, kind, expiry in zip(keys, kinds, expiries, strict=True):
+            ends = [moment for moment in (expiry, emptied.get(key, -1)) if moment != -1]
+            end = min(ends, default=-1)
+            if kind == "none" or (ends and end <= held.until):
                 held.expired += 1
                 continue
-            alive.append((key, kind, expiry))
+            alive.append((key, kind, expiry, end))
             held.databases.setdefault(database, Counter())[kind] += 1
             if expiry >= 0:
                 held.expiring.setdefault(database, Counter())[kind] += 1
@@ -595,22 +655,49 @@ class _Reader:
             return [int(one) for one in _pipelined(client, [("PEXPIRETIME", key) for key in keys])]
         return [int(one) for one in _pipelined(client, [("EVAL", _EXPIRY_SCRIPT, 1, key) for key in keys])]
 
-    def _values(self, client: Client, database: int, keys: list[tuple[bytes, str, int]], held: _Held) -> None:
-        heads = _pipelined(client, [_about(kind, key, _HEADS) for key, kind, __ in keys])
-        for (key, kind, expiry), head in zip(keys, heads, strict=True):
+    def _emptied(self, client: Client, hashes: list[bytes]) -> dict[bytes, int]:
+        """Of those hashes whose every field expires, when the last one does, in ms since 1970; -2 is gone already."""
+        if not self._field_expiry:
+            return {}
+        found = {}
+        fields = _pipelined(client, [("HRANDFIELD", key) for key in hashes])
+        first = [
+            ("HPEXPIRETIME", key, "FIELDS", 1, field) for key, field in zip(hashes, fields, strict=True) if field is not None
+        ]
+        expiries = {command[1]: answer for command, answer in zip(first, _pipelined(client, first), strict=True)}
+        for key in hashes:
+            expiry = (expiries.get(key) or [-2])[0]
+            if expiry >= 0:
+                moments = self._field_expiries(client, key, _pipelined(client, [("HKEYS", key)])[0])
+                expiry = -1 if -1 in moments else max(moments, default=-2)
+            if expiry != -1:
+                found[key] = expiry
+        return found
+
+    def _values(self, client: Client, database: int, keys: list[tuple[bytes, str, int, int]], held: _Held) -> None:
+        def add(moment: int, digest: int) -> None:
+            span = _bucket(self._cut_ms, moment) if moment >= 0 else (0, 0)
+            sums = held.sums.setdefault((database, *span), [0, 0])
+            sums[0] += 1
+            sums[1] = (sums[1] + digest) % _MODULUS
+
+        heads = _pipelined(client, [_about(kind, key, _HEADS) for key, kind, *__ in keys])
+        for (key, kind, expiry, end), head in zip(keys, heads, strict=True):
+            fields: list[tuple[int, int]] = []
             if kind in _TYPES:
-                value = _VALUE[kind](self, client, key, head, held.until)
+                value = _VALUE[kind](self, client, key, head, fields)
             else:
                 held.opaque[kind] += 1
                 value = b""
-            span = _bucket(self._cut_ms, expiry) if expiry >= 0 else (0, 0)
-            sums = held.sums.setdefault((database, *span), [0, 0])
-            sums[0] += 1
-            sums[1] = (sums[1] + _digest(key, kind.encode(), str(expiry).encode(), value)) % _MODULUS
+            add(end, _digest(key, kind.encode(), str(expiry).encode(), value))
+            for moment, digest in fields:
+                if moment > held.until:
+                    add(moment if expiry < 0 else min(moment, expiry), _digest(key, digest.to_bytes(16, "big")))
 
-    # A value's canonical digest. `head` is what the first command of `_HEADS` gave: all of it, unless it is long.
+    # A value's canonical digest. `head` is what the first command of `_HEADS` gave: all of it, unless it is long. `fields`
+    # takes what goes before the key does: when, and its digest.
 
-    def _string(self, client: Client, key: bytes, head: bytes, _until: int) -> bytes:
+    def _string(self, client: Client, key: bytes, head: bytes, _fields: list[tuple[int, int]]) -> bytes:
         state = hashlib.blake2b(head, digest_size=16)
         at = len(head)
         while len(head) >= _STRING_HEAD:
@@ -621,7 +708,7 @@ class _Reader:
                 break
         return state.digest()
 
-    def _list(self, client: Client, key: bytes, head: list[bytes], _until: int) -> bytes:
+    def _list(self, client: Client, key: bytes, head: list[bytes], _fields: list[tuple[int, int]]) -> bytes:
         state = hashlib.blake2b(digest_size=16)
         at = 0
         while head:
@@ -631,7 +718,7 @@ class _Reader:
             head = client.lrange(key, at, at + _CHUNK - 1) if len(head) == _CHUNK else []
         return state.digest()
 
-    def _zset(self, client: Client, key: bytes, head: list[bytes], _until: int) -> bytes:
+    def _zset(self, client: Client, key: bytes, head: list[bytes], _fields: list[tuple[int, int]]) -> bytes:
         state = hashlib.blake2b(digest_size=16)
         at = 0
         while head:
@@ -642,7 +729,7 @@ class _Reader:
             head = _pipelined(client, [("ZRANGE", key, at, at + _CHUNK - 1, "WITHSCORES")])[0] if more else []
         return state.digest()
 
-    def _set(self, client: Client, key: bytes, head: tuple[Any, list[bytes]], _until: int) -> bytes:
+    def _set(self, client: Client, key: bytes, head: tuple[Any, list[bytes]], _fields: list[tuple[int, int]]) -> bytes:
         total = 0
         cursor, members = head
         while True:
@@ -651,15 +738,17 @@ class _Reader:
                 return (total % _MODULUS).to_bytes(16, "big")
             cursor, members = _pipelined(client, [("SSCAN", key, cursor, "COUNT", _CHUNK)])[0]
 
-    def _hash(self, client: Client, key: bytes, head: tuple[Any, list[bytes]], until: int) -> bytes:
+    def _hash(self, client: Client, key: bytes, head: tuple[Any, list[bytes]], fields: list[tuple[int, int]]) -> bytes:
         total = 0
         cursor, pairs = head
         while True:
-            fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
-            expiries = self._field_expiries(client, key, list(fields))
-            for (name, value), expiry in zip(fields.items(), expiries, strict=True):
-                if not 0 <= expiry <= until:
-                    total += _digest(name, value) if expiry < 0 else _digest(name, value, str(expiry).encode())
+            found = dict(zip(pairs[::2], pairs[1::2], strict=True))
+            expiries = self._field_expiries(client, key, list(found))
+            for (name, value), expiry in zip(found.items(), expiries, strict=True):
+                if expiry == -1:
+                    total += _digest(name, value)
+                elif expiry >= 0:
+                    fields.append((expiry, _digest(name, value, str(expiry).encode())))
             if int(cursor) == 0:
                 return (total % _MODULUS).to_bytes(16, "big")
             cursor, pairs = _pipelined(client, [("HSCAN", key, cursor, "COUNT", _CHUNK)])[0]
@@ -668,9 +757,9 @@ class _Reader:
         if not self._field_expiry or not fields:
             return [-1] * len(fields)
         answer = client.execute_command("HPEXPIRETIME", key, "FIELDS", len(fields), *fields)
-        return [int(one) for one in answer] if answer else [-1] * len(fields)
+        return [int(one) for one in answer] if answer else [-2] * len(fields)
 
-    def _stream(self, client: Client, key: bytes, head: list[Any], _until: int) -> bytes:
+    def _stream(self, client: Client, key: bytes, head: list[Any], _fields: list[tuple[int, int]]) -> bytes:
         state = hashlib.blake2b(digest_size=16)
         while head:
             for identity, pairs in head:
@@ -870,7 +959,7 @@ class _Judge:
         return comparison
 
     def _expected(self, until: int) -> dict[str, Any] | None:
-        """The counts of the file less what expires by `until`; None where they are not known."""
+        """The counts of the file less what goes by `until`; None where they are not known."""
         fingerprint = self.fingerprint()
         if not fingerprint.get("known", True):
             return None
@@ -880,6 +969,7 @@ class _Judge:
         summary = _walk(self._source, until)
         for number, types in summary.expired.items():
             summary.databases[number] -= types
+        for number, types in summary.expired_expiring.items():
             summary.expiring[number] -= types
         return _counts(summary.databases, summary.expiring)
 
@@ -936,7 +1026,9 @@ class _Judge:
         if unsure and seed is not None:
             self._compare_with_seed(held, seed, late, int(content["cut_ms"]), comparison)
         elif unsure:
-            comparison.not_compared.append(f"values of {unsure} keys that share their hour with keys that have expired since")
+            comparison.not_compared.append(
+                f"values of {unsure} keys, or fields of hashes, that share their hour with some that have expired since"
+            )
         comparison.not_compared += [f"values of {n} keys of the module type {kind}" for kind, n in held.opaque.items()]
 
     def _compare_with_seed(
@@ -1134,12 +1226,13 @@ class RedisCut(Cut):
             wanted = _wanted(self._settings)
             if wanted is not None:
                 source = self._filtered(source, wanted)
-            needs_scratch = self._level == CONTENT
-            if needs_scratch and wanted is None:
+            if self._level == CONTENT and wanted is None:
                 self._prepare_scratch()
             self._summary = self._write(source, out)
-            if needs_scratch:
-                self._read_content(self._summary)
+            if self._level == CONTENT or self._summary.modules:
+                self._load_scratch(self._summary)
+            if self._level == CONTENT and not self._content_missing:
+                self._read_content()
 
     def _finished_save(self) -> Iterator[bytes]:
         """Wait for our save, make sure that it succeeded and that the file is its result. Gives the file's content."""
@@ -1210,8 +1303,8 @@ class RedisCut(Cut):
     def _filtered(self, source: Iterator[bytes], wanted: Callable[[bytes], bool]) -> Iterator[bytes]:
         self._scratch = _Scratch(self._context, self._component.name)
         self._scratch.place(source)
-        databases = 1 + max(_walk(Source(self._scratch.rdb, "none")).databases, default=0)
-        self._scratch.start(databases)
+        summary = _walk(Source(self._scratch.rdb, "none"))
+        self._scratch.start(1 + max(summary.databases, default=0), self._modules(summary))
         self._left_out = _delete_unwanted(self._scratch, wanted)
         return _pieces(self._scratch.rdb)
 
@@ -1240,15 +1333,36 @@ class RedisCut(Cut):
             )
         return summary
 
-    def _read_content(self, summary: rdb.Summary) -> None:
-        cut_ms = int(self.moment.timestamp() * 1000)
-        scratch = self._scratch
-        if scratch is None:
+    def _modules(self, summary: rdb.Summary) -> list[_Module]:
+        """What a throwaway server must have to load the data: nothing, where no module has any."""
+        return self._component.modules_here(self._client) if summary.modules else []
+
+    def _load_scratch(self, summary: rdb.Summary) -> None:
+        """Start the throwaway server, unless it runs already. One that cannot load a module's data says now what a restore
+        would say then."""
+        if _wanted(self._settings) is not None or self._content_missing:
             return
         try:
-            if _wanted(self._settings) is None:
-                scratch.start(1 + max(summary.databases, default=0))
-            held = _Reader(scratch.client, content=True, cut_ms=cut_ms).read()
+            if self._scratch is None:
+                self._scratch = _Scratch(self._context, self._component.name)
+                self._scratch.place(_pieces(self._way.path or self._file))
+            self._scratch.start(1 + max(summary.databases, default=0), self._modules(summary))
+        except BackupError as error:
+            self._content_missing = f"values: {error}"
+            if summary.modules:
+                kinds = ", ".join(sorted(summary.modules))
+                self._warnings.append(
+                    f"the data of modules ({kinds}) can only be restored by files into a stopped server"
+                    f" (restore_method file): {error}"
+                )
+                self._component.reporter.warn(self._warnings[-1])
+
+    def _read_content(self) -> None:
+        cut_ms = int(self.moment.timestamp() * 1000)
+        if self._scratch is None:
+            return
+        try:
+            held = _Reader(self._scratch.client, content=True, cut_ms=cut_ms).read()
         except BackupError as error:
             self._content_missing = f"values: {error}"
             return
@@ -1438,6 +1552,8 @@ class _Target:
     version: tuple[str, str] = ("redis", "0")
     role: str = ""
     keys: int = 0
+    modules: list[_Module] | None = None
+    """None where it does not tell."""
     files: _Files | None = None
     running: bool = True
 
@@ -1497,7 +1613,7 @@ class RedisRestoration(Restoration):
         seed = _Scratch(self._context, name, password=password, user=user, address=address, compresses=compresses)
         try:
             seed.place(source.pieces())
-            seed.start(int(requires["databases"]))
+            self._component.start(seed, requires, self._target)
             self._prove_loaded(seed, source)
         except BaseException:
             seed.close()
@@ -1515,7 +1631,11 @@ class RedisRestoration(Restoration):
         if "rdb_last_load_keys_loaded" not in state:  # before 7.0
             return
         loaded, expired = int(state["rdb_last_load_keys_loaded"]), int(state["rdb_last_load_keys_expired"])
-        if loaded + expired != expected:
+        emptied = 0  # hashes whose fields have all expired: Redis loads them, Valkey does not (as 8.2 and 9.1 did)
+        first = fingerprint.get("first_expiry_ms")
+        if loaded + expired < expected and first is not None and first <= (now := int(time.time() * 1000)):
+            emptied = _walk(source, now).emptied
+        if not expected - emptied <= loaded + expired <= expected:
             raise VerificationError(
                 f"{source.path} holds {expected} keys, and a throwaway server loaded {loaded} and {expired} expired ones"
             )
@@ -1950,7 +2070,8 @@ class RedisComponent(Component):
         try:
             with _connect(settings) as client:
                 numbers = [int(name[2:]) for name in _info(client, "keyspace") if name.startswith("db")]
-            scratch.start(1 + max(numbers, default=0))
+                modules = self.modules_here(client)
+            scratch.start(1 + max(numbers, default=0), modules)
             _copy_keys(lambda database: _connect(settings, database), scratch.client)
             with scratch.client() as client:
                 client.save()
@@ -1989,9 +2110,57 @@ class RedisComponent(Component):
     def plan_restore(self, source: Source, options: RestoreOptions) -> RestorePlan:
         try:
             with _talking(self.settings.redis, "planning the restore"):
-                return self.inspect(source, options)[0]
+                plan, target = self.inspect(source, options)
+                requires = self.requires(source)
+                if requires.get("modules") and target.running and not plan.problems:
+                    self._try(source, requires, target)
+                return plan
         except BackupError as error:
             return RestorePlan(problems=[str(error)])
+
+    def _try(self, source: Source, requires: dict[str, Any], target: _Target) -> None:
+        """Load the dump into a throwaway server: whether it can take the data of modules, only the attempt tells."""
+        trial = _Scratch(self.context, self.name)
+        try:
+            trial.place(source.pieces())
+            self.start(trial, requires, target)
+        finally:
+            trial.close()
+
+    def start(self, seed: _Scratch, requires: dict[str, Any], target: _Target) -> None:
+        """Start a throwaway server whose data the target will get. Raises BackupError where one of them cannot take the data
+        of the modules that is in it: a server that is sent what it has no module for ends (redis: rdb.c)."""
+        databases, where = int(requires["databases"]), _where(self.settings.redis)
+        if not requires.get("modules"):
+            seed.start(databases)
+            return
+        holds = f"the dump holds data of modules ({', '.join(requires['modules'])})"
+        if target.modules is None:
+            raise BackupError(f"{holds}, and {where} does not tell which it has: give its user +module|list by ACL SETUSER")
+        try:
+            seed.start(databases, self._here(target.modules))
+        except BackupError as error:
+            paths = ", ".join(one.path for one in target.modules if Path(one.path).is_absolute())
+            install = f"install the modules here where {where} has them ({paths}), or " if paths else ""
+            raise BackupError(
+                f"{holds}, which a throwaway server cannot load: {install}stop the server and restore by files"
+                f" (restore_method file); {error}"
+            ) from None
+        with seed.client() as client:
+            theirs = {one.name: one.version for one in target.modules}
+            missing = [one.name for one in _modules(client) or () if theirs.get(one.name, -1) < one.version]
+        if missing:
+            raise BackupError(
+                f"{holds}, and {where} lacks {', '.join(missing)}, or has an older one: load the same there, for it may be needed"
+            )
+
+    def _here(self, modules: Iterable[_Module]) -> list[_Module]:
+        """Those of a server's modules that a throwaway server may load: a file that another machine names is not its own."""
+        return list(modules) if _is_here(self.settings.redis.host) else []
+
+    def modules_here(self, client: Client) -> list[_Module]:
+        """The same of the live server."""
+        return self._here(_modules(client) or ())
 
     def inspect(self, source: Source, options: RestoreOptions) -> tuple[RestorePlan, _Target]:
         """The plan, and what it is built on."""
@@ -2030,6 +2199,7 @@ class RedisComponent(Component):
         where = _where(settings)
         server = _info(client, "server")
         target.version = _version(server)
+        target.modules = _modules(client)
         if settings.restore_method == "file":
             plan.problems.append(
                 f"{where} is running, and a restore by files needs it stopped: stop it, or set restore_method to auto"
@@ -2072,11 +2242,6 @@ class RedisComponent(Component):
             )
         if seed < int(requires["rdb_version"]):
             plan.problems.append(f"the {name}-server {version} here is too old to load the dump: install the version of {where}")
-        if requires.get("modules"):
-            plan.problems.append(
-                f"the dump holds data of modules ({', '.join(requires['modules'])}), which a throwaway server cannot load:"
-                " stop the server and restore by files (restore_method file)"
-            )
 
     def _check_room(self, client: Client, requires: dict[str, Any], options: RestoreOptions, plan: RestorePlan) -> None:
         where = _where(self.settings.redis)
@@ -2158,7 +2323,8 @@ class RedisComponent(Component):
         scratch = _Scratch(self.context, self.name)
         try:
             scratch.place(source.pieces())
-            scratch.start(int(self.requires(source)["databases"]))
+            requires = self.requires(source)
+            scratch.start(int(requires["databases"]), self._modules_for(requires))
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             try:
                 descriptor = os.open(target, flags, 0o600)
@@ -2177,6 +2343,13 @@ class RedisComponent(Component):
             target.unlink()
             raise BackupError(f"no key in {source.path} matches {what!r}")
         return f"{written} keys that match {what!r} are written to {target}, one JSON object a line"
+
+    def _modules_for(self, requires: dict[str, Any]) -> list[_Module]:
+        """The live server's modules, where the dump needs any and the server answers."""
+        if requires.get("modules"):
+            with contextlib.suppress(redis.exceptions.RedisError), _connect(self.settings.redis, within_s=_FIRST_S) as client:
+                return self.modules_here(client)
+        return []
 
     def look(self) -> str:
         """The guide's look after a restore: PING."""

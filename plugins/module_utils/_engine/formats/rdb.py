@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import one_line
+from . import listpack
 
 try:
     import anycrc  # type: ignore[import-not-found, import-untyped, unused-ignore]
@@ -123,10 +124,15 @@ class Summary:
     expiring: dict[int, Counter[str]] = field(default_factory=dict)
     """The same of the keys that have an expiry."""
     expired: dict[int, Counter[str]] = field(default_factory=dict)
-    """The same of the keys whose expiry lies at or before the moment that `walk` was asked about."""
+    """The same of the keys that are gone by the moment that `walk` was asked about: their own expiry has come, or that of
+    the last of a hash's fields."""
+    expired_expiring: dict[int, Counter[str]] = field(default_factory=dict)
+    """The same of those among them that have an expiry of their own."""
+    emptied: int = 0
+    """How many of them are hashes without a field: a server may leave these out without a word when it loads the file."""
     expired_by: int | None = None
     first_expiry: int | None = None
-    """When the first key expires, in ms since 1970."""
+    """When the first key goes, in ms since 1970."""
     functions: int = 0
     modules: set[str] = field(default_factory=set)
     size: int = 0
@@ -308,6 +314,16 @@ def _text(window: _Window) -> str:
     return window.take(size).decode(errors="backslashreplace")
 
 
+def _content(window: _Window) -> bytes:
+    """A short string as it was before it was compressed; raises ValueError where that cannot be told."""
+    first = window.byte()
+    if first >> 6 == 3 and first & 0x3F == _LZF:
+        compressed, size = _length(window), _length(window)
+        return listpack.decompress(window.take(compressed), size)
+    window.at -= 1
+    return window.take(_length(window))
+
+
 def _strings(each: int) -> Callable[[_Window], None]:
     """Skips a collection of elements that are `each` strings long."""
 
@@ -338,28 +354,56 @@ def _quicklist(window: _Window) -> None:
         _skip_string(window)
 
 
-def _hash_with_expiry(window: _Window) -> None:
-    window.skip(8)  # the earliest expiry of a field
-    _hash_with_absolute_expiry(window)
+# A hash whose fields expire goes with the last of them, without an expiry of its own. These give when that is, in ms
+# since 1970; None where a field stays.
 
 
-def _hash_with_absolute_expiry(window: _Window) -> None:
+def _last(moments: list[int | None]) -> int | None:
+    last = 0
+    for moment in moments:
+        if moment is None:
+            return None
+        last = max(last, moment)
+    return last
+
+
+def _hash_with_expiry(window: _Window) -> int | None:
+    earliest = int.from_bytes(window.take(8), "little")  # the others are counted from one before it
+    return _hash_with_absolute_expiry(window, earliest - 1)
+
+
+def _hash_with_absolute_expiry(window: _Window, since: int = 0) -> int | None:
+    moments: list[int | None] = []
     for __ in range(_length(window)):
-        _length(window)
+        expiry = _length(window)
+        moments.append(since + expiry if expiry else None)
         _skip_string(window)
         _skip_string(window)
+    return _last(moments)
 
 
-def _valkey_hash_with_expiry(window: _Window) -> None:
+def _valkey_hash_with_expiry(window: _Window) -> int | None:
+    moments: list[int | None] = []
     for __ in range(_length(window)):
         _skip_string(window)
         _skip_string(window)
-        window.skip(8)
+        expiry = int.from_bytes(window.take(8), "little", signed=True)
+        moments.append(expiry if expiry >= 0 else None)
+    return _last(moments)
 
 
-def _packed_with_expiry(window: _Window) -> None:
-    window.skip(8)
-    _skip_string(window)
+def _packed_with_absolute_expiry(window: _Window) -> int | None:
+    at = window.offset
+    try:
+        triples = list(listpack.elements(_content(window)))
+        return _last([int(expiry) or None for expiry in triples[2::3]])
+    except ValueError as error:
+        raise Damaged(f"the hash at byte {at} cannot be read: {error}") from None
+
+
+def _packed_with_expiry(window: _Window) -> int | None:
+    window.skip(8)  # the earliest of a field: the list has it, too
+    return _packed_with_absolute_expiry(window)
 
 
 def _stream(generation: int) -> Callable[[_Window], None]:
@@ -409,7 +453,7 @@ def _module_value(window: _Window) -> None:
             raise Damaged(f"a module's value has the unknown part {opcode} before byte {window.offset}")
 
 
-_VALUES: dict[int, tuple[str, Callable[[_Window], None]]] = {
+_VALUES: dict[int, tuple[str, Callable[[_Window], int | None]]] = {
     0: ("string", _skip_string),
     1: ("list", _strings(1)),
     2: ("set", _strings(1)),
@@ -433,7 +477,7 @@ _VALUES: dict[int, tuple[str, Callable[[_Window], None]]] = {
 _REDIS_VALUES = {
     **_VALUES,
     22: ("hash", _hash_with_absolute_expiry),
-    23: ("hash", _skip_string),
+    23: ("hash", _packed_with_absolute_expiry),
     24: ("hash", _hash_with_expiry),
     25: ("hash", _packed_with_expiry),
 }
@@ -449,7 +493,7 @@ _RESIZE, _EXPIRE_MS, _EXPIRE_S, _SELECT, _END = 251, 252, 253, 254, 255
 def walk(pieces: Iterator[bytes], expired_by: int | None = None) -> Summary:
     """Walk through a whole file, given in pieces of any size, which are read to their end in every case.
 
-    `expired_by` is a moment in milliseconds since 1970: keys that expire at or before it are counted apart. What is
+    `expired_by` is a moment in milliseconds since 1970: keys that are gone by then are counted apart. What is
     wrong with the file is told in the summary, never raised; an error of `pieces` itself passes through.
     """
     summary = Summary(expired_by=expired_by)
@@ -504,10 +548,11 @@ def _body(window: _Window, summary: Summary) -> None:
         if len(window.data) - window.at < _AHEAD:
             window.more(_AHEAD)  # rarely, so that most reads below need not ask
         opcode = window.byte()
+        emptied: int | None = None
         if opcode in values:
             _skip_string(window)
             kind, skip = values[opcode]
-            skip(window)
+            emptied = skip(window)
         elif opcode == _EXPIRE_MS:
             expiry = int.from_bytes(window.take(8), "little", signed=True)
             continue
@@ -522,6 +567,8 @@ def _body(window: _Window, summary: Summary) -> None:
             database, expiry = _other(opcode, window, summary, database, expiry)
             continue
         _add(summary, database, kind, expiry)
+        if expiry is not None or emptied is not None:
+            _add_end(summary, database, kind, expiry, emptied)
         expiry = None
 
 
@@ -529,10 +576,20 @@ def _add(summary: Summary, database: int, kind: str, expiry: int | None) -> None
     _types(summary.databases, database)[kind] += 1
     if expiry is not None:
         _types(summary.expiring, database)[kind] += 1
-        if summary.first_expiry is None or expiry < summary.first_expiry:
-            summary.first_expiry = expiry
-        if summary.expired_by is not None and expiry <= summary.expired_by:
-            _types(summary.expired, database)[kind] += 1
+
+
+def _add_end(summary: Summary, database: int, kind: str, expiry: int | None, emptied: int | None) -> None:
+    """A key that will go: because its own expiry comes, or because its last field's does."""
+    end = min(moment for moment in (expiry, emptied) if moment is not None)
+    if summary.first_expiry is None or end < summary.first_expiry:
+        summary.first_expiry = end
+    if summary.expired_by is None or end > summary.expired_by:
+        return
+    _types(summary.expired, database)[kind] += 1
+    if expiry is not None:
+        _types(summary.expired_expiring, database)[kind] += 1
+    if emptied is not None and emptied <= summary.expired_by:
+        summary.emptied += 1
 
 
 def _types(counts: dict[int, Counter[str]], database: int) -> Counter[str]:
