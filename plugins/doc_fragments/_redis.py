@@ -39,6 +39,15 @@ options:
     description:
       - Certificate authority of the server. In the environment E(REDIS_CACERT).
     type: path
+  redis_certfile:
+    description:
+      - File of the own certificate, which a server with TLS asks for unless it has C(tls-auth-clients no).
+        In the environment E(REDIS_CERTFILE).
+    type: path
+  redis_keyfile:
+    description:
+      - File of the own certificate's private key, unless it is in the same file. In the environment E(REDIS_KEYFILE).
+    type: path
 """
 
     FILTERS = r"""

@@ -78,6 +78,8 @@ REDIS = ArgumentSpec(
         "redis_data_dir": {"type": "path"},
         "redis_tls": {"type": "bool"},
         "redis_cacert": {"type": "path"},
+        "redis_certfile": {"type": "path"},
+        "redis_keyfile": {"type": "path", "no_log": False},
     }
 )
 REDIS_FILTERS = ArgumentSpec(

@@ -955,9 +955,10 @@ def test_files_under_way_are_private(serve: Any, bench: Any, monkeypatch: pytest
 # ---------------------------------------------------------------------------------------------------------- other facts
 
 
-@pytest.mark.parametrize("replication", ["no", "yes"])
-def test_over_tls(serve: Any, bench: Any, tmp_path: Path, replication: str) -> None:
-    """field notes: a target that replicates by TLS cannot take a plain throwaway server."""
+@pytest.mark.parametrize(("replication", "asks"), [("no", "no"), ("yes", "no"), ("no", "yes")])
+def test_over_tls(serve: Any, bench: Any, tmp_path: Path, replication: str, asks: str) -> None:
+    """field notes: a target that replicates by TLS cannot take a plain throwaway server. By default it asks for the
+    client's certificate, too (redis.conf: tls-auth-clients)."""
     with throwaway_directory() as folder:
         key, certificate = folder / "key.pem", folder / "cert.pem"
         subprocess.run(
@@ -968,10 +969,11 @@ def test_over_tls(serve: Any, bench: Any, tmp_path: Path, replication: str) -> N
         key.chmod(0o644)
         port = free_port()
         tls = (f"tls-port {port}", f"tls-cert-file {certificate}", f"tls-key-file {key}", f"tls-ca-cert-file {certificate}")
-        server = serve(extra=(*AT_ONCE, *tls, "tls-auth-clients no", f"tls-replication {replication}"))
+        server = serve(extra=(*AT_ONCE, *tls, f"tls-auth-clients {asks}", f"tls-replication {replication}"))
         fill_redis(server)
         before = capture_redis(server)
-        place = bench(server, port=port, tls=True, cacert=str(certificate), method="stream")
+        ours = {"certfile": str(certificate), "keyfile": str(key)} if asks == "yes" else {}
+        place = bench(server, port=port, tls=True, cacert=str(certificate), method="stream", **ours)
         source = place.dump()
         destroy(server)
         plan = place.component.plan_restore(source, RestoreOptions())
@@ -980,6 +982,17 @@ def test_over_tls(serve: Any, bench: Any, tmp_path: Path, replication: str) -> N
         assert differences(before, server) == []
         (problem,) = bench(server, port=port, tls=True).component.probe().problems
         assert "does not answer" in problem and "certificate" in problem.lower()
+        if asks == "yes":
+            (problem,) = bench(server, port=port, tls=True, cacert=str(certificate)).component.probe().problems
+            assert "REDIS_CERTFILE" in problem
+            both = folder / "both.pem"
+            both.write_bytes(certificate.read_bytes() + key.read_bytes())
+            assert (
+                bench(server, port=port, tls=True, cacert=str(certificate), certfile=str(both)).component.probe().problems == []
+            )
+        for name in ("cacert", "certfile"):
+            (problem,) = bench(server, port=port, tls=True, **{name: "/nowhere"}).component.probe().problems
+            assert f"redis.{name} names /nowhere, which cannot be read here" in problem
 
 
 def test_an_error_quotes_no_value(serve: Any, bench: Any) -> None:

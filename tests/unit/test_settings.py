@@ -248,7 +248,9 @@ def test_every_secret_setting_is_marked_as_one(name: str) -> None:
 
 def test_every_setting_that_sounds_secret_is_marked_as_one() -> None:
     for name, option, __ in walk(Settings()):
-        if any(word in name for word in ("password", "key", "webhook", "token", "secret")) and not name.endswith("_keys"):
+        if any(word in name for word in ("password", "key", "webhook", "token", "secret")) and not name.endswith(
+            ("_keys", "keyfile")
+        ):
             assert option.metadata["secret"], name
 
 

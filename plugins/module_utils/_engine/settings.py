@@ -92,6 +92,8 @@ class RedisSettings:
     data_dir: str = _option("", "server's data directory as seen from here; empty: as the server says", env="REDIS_DATA_DIR")
     tls: bool = _option(False, "connect with TLS", env="REDIS_TLS")
     cacert: str = _option("", "certificate authority of the server", env="REDIS_CACERT")
+    certfile: str = _option("", "our own certificate, for a server that asks for one", env="REDIS_CERTFILE")
+    keyfile: str = _option("", "private key of our certificate; empty: in the same file", env="REDIS_KEYFILE")
     method: str = _option("auto", "copy (BGSAVE and the file), stream (replication) or auto", choices=("auto", "copy", "stream"))
     restore_method: str = _option(
         "auto",

@@ -107,14 +107,26 @@ def _talking(settings: RedisSettings, doing: str) -> Iterator[None]:
         raise BackupError(f"{where} is still loading its data: wait until it has ended") from None
     except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
         hint = "check that it is running, and REDIS_HOST, REDIS_PORT and REDIS_TLS"
+        if settings.tls and not settings.certfile:
+            hint += "; a server that asks for our certificate needs REDIS_CERTFILE"
         raise BackupError(f"{where} does not answer ({doing}): {one_line(error).rstrip('.')}; {hint}") from None
     except redis.exceptions.RedisError as error:
         raise BackupError(f"{where} refused {doing}: {one_line(error)}") from None
 
 
+def _tls(settings: RedisSettings) -> dict[str, Any]:
+    for name in ("cacert", "certfile", "keyfile"):
+        path = getattr(settings, name)
+        if path and not os.access(path, os.R_OK):
+            raise BackupError(f"{_where(settings)}: redis.{name} names {path}, which cannot be read here: correct it")
+    ours = {"ssl_certfile": settings.certfile, "ssl_keyfile": settings.keyfile or settings.certfile} if settings.certfile else {}
+    return {"ssl": True, "ssl_ca_certs": settings.cacert or None, **ours}
+
+
 def _connect(settings: RedisSettings, database: int = 0, *, within_s: float = 600) -> Client:
-    """A client of the server that the settings name, which may take so long to answer. It connects when it is first used."""
-    tls: dict[str, Any] = {"ssl": True, "ssl_ca_certs": settings.cacert or None} if settings.tls else {}
+    """A client of the server that the settings name, which may take so long to answer. It connects when it is first used.
+    Raises BackupError where a file that the settings name for TLS cannot be read."""
+    tls = _tls(settings) if settings.tls else {}
     return redis.Redis(
         host=settings.host,
         port=settings.port,
@@ -1196,6 +1208,7 @@ class RedisCut(Cut):
             command += ["--user", settings.username]
         if settings.tls:
             command += ["--tls", *(["--cacert", settings.cacert] if settings.cacert else [])]
+            command += ["--cert", settings.certfile, "--key", settings.keyfile or settings.certfile] if settings.certfile else []
         self._context.journal("redis-stream", component=self._component.name, path=str(self._file))
         # redis-cli makes it readable for everybody, unless it is there already
         os.close(
