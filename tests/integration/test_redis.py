@@ -643,6 +643,23 @@ def test_where_replicaof_is_refused_the_keys_go_one_by_one(serve: Any, bench: An
     assert "REPLICAOF is refused" in place.component.plan_restore(source, RestoreOptions()).problems[0]
 
 
+@pytest.mark.parametrize("lines", [["CONFIG", "FLUSHALL", "FLUSHDB"], ["REPLICAOF", "FLUSHALL"]])
+def test_a_server_without_flushall_is_emptied_key_by_key(serve: Any, bench: Any, lines: list[str]) -> None:
+    """As hardened servers have it in redis.conf."""
+    server = serve(extra=(*AT_ONCE, *(f'rename-command {one} ""' for one in lines)))
+    fill_redis(server)
+    before = capture_redis(server)
+    place = bench(server)
+    source = place.dump()
+    with server.client() as client, server.client(7) as other:
+        client.delete("string:short", "hash:large")
+        client.function_load(server_library("later").replace("agentmem", "later").replace("remember", "later"))
+        client.set("what came later", "is not in the backup")
+        other.set("nor", "this")
+    place.restore(source)
+    assert differences(before, server) == []
+
+
 def test_a_managed_server_that_refuses_everything_special_is_restored_by_keys(serve: Any, bench: Any, tmp_path: Path) -> None:
     server = serve(acl=["user app on >secret ~* &* +@all -replicaof -sync -psync -bgsave -config -eval"])
     fill_redis(server)
@@ -666,6 +683,44 @@ def safety_copy(restoration: RedisRestoration) -> Path:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     return path
+
+
+def commands_used(server: Redis) -> list[str]:
+    """What was run since `CONFIG RESETSTAT`, but for what every connection begins with, as ACL SETUSER takes it."""
+    with server.client() as client:
+        return sorted(name[8:] for name in client.info("commandstats") if name[8:] not in ("auth", "config|resetstat", "hello"))
+
+
+@pytest.mark.parametrize("level", [COUNTS, CONTENT])
+@pytest.mark.parametrize("restore_method", ["auto", "keys"])
+def test_a_right_that_is_missing_is_told_by_the_plan_or_not_needed(
+    serve: Any, bench: Any, restore_method: str, level: str
+) -> None:
+    """Each command that a backup or a restore uses is taken from the user in turn."""
+    server = serve(acl=["user app on >secret ~* &* +@all"])
+    fill_redis(server)
+    place = bench(server, username="app", password="secret", restore_method=restore_method)
+    with server.client() as client:
+        client.config_resetstat()
+        source = place.dump(level)
+        for_dump = commands_used(server)
+        client.config_resetstat()
+        place.restore(source)
+        for_restore = commands_used(server)
+        told = set()
+        for command in for_restore:
+            client.execute_command("ACL", "SETUSER", "app", "+@all", f"-{command}")
+            if place.component.plan_restore(source, RestoreOptions()).problems:
+                told.add(command)
+            else:
+                place.restore(source)
+        assert {"scan", "type", "time", "info", "select"} < told and "eval" not in told
+        assert told >= ({"hscan", "xpending", "xinfo|stream", "getrange"} if level == CONTENT else set())
+        assert ("restore" in told) == (restore_method == "keys")
+        for command in for_dump:
+            client.execute_command("ACL", "SETUSER", "app", "+@all", f"-{command}")
+            if not place.component.probe().problems:
+                place.dump(level)
 
 
 def test_a_target_that_cannot_reach_the_seed_gets_the_keys(serve: Any, bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,18 +208,26 @@ def _format_of(name: str, version: str) -> int:
     return max((number for since, number in table.items() if _numbers(version) >= since), default=9)
 
 
-def _knows(client: Client, command: str) -> bool:
-    """Whether a server has a command; False also where the user may not ask."""
+_ASKED = "agentmem-asks-for-the-right"
+"""A key, a cursor, an option that no server has: what a right is asked for with."""
+
+
+_FIELD_EXPIRY = ("HPEXPIRETIME", _ASKED, "FIELDS", "1", _ASKED)
+
+
+def _knows(client: Client, *command: str) -> bool:
+    """Whether a server has a command, which does nothing as it is given here; whether the user may use it is another matter."""
     try:
-        return _pipelined(client, [("COMMAND", "INFO", command)])[0][0] is not None
-    except redis.exceptions.ResponseError:
-        return False
+        client.execute_command(*command)
+    except redis.exceptions.ResponseError as error:
+        return "unknown command" not in str(error).lower()
+    return True
 
 
 def _refused(client: Client, *command: str) -> str | None:
     """Why a command that is wrong in itself, or does nothing, is refused for want of a right; None where it is allowed.
 
-    Redis looks at the rights before it looks at the arguments (server.c: processCommand).
+    Redis looks at the rights before it looks at the arguments, but for their number (server.c: processCommand).
     """
     try:
         client.execute_command(*command)
@@ -244,15 +252,14 @@ def _sync_refused(client: Client) -> str | None:
     try:
         connection.connect()
         connection.send_command("SYNC")
-        if connection.can_read(timeout=0.5):
-            connection.read_response()
-    except (redis.exceptions.NoPermissionError, redis.exceptions.ResponseError) as error:
-        return one_line(error)
-    except redis.exceptions.RedisError:
-        return None  # it began to replicate: that is no answer redis-py can read
+        # The bytes themselves: of one that begins to replicate redis-py would wait for an answer until the data comes.
+        connection._sock.settimeout(0.5)
+        answer = bytes(connection._sock.recv(4096))
+    except (redis.exceptions.RedisError, OSError):
+        return None
     finally:
         connection.disconnect()
-    return None
+    return one_line(answer[1:].decode(errors="replace")) if answer.startswith(b"-") else None
 
 
 def _wait(ready: Callable[[], bool], seconds: float, what: str) -> None:
@@ -564,7 +571,7 @@ class _Reader:
             server = _info(client, "server")
             self.exact_expiry = _numbers(str(server.get("redis_version", "0"))) >= (7, 0)
             self._scripts = self.exact_expiry
-            self._field_expiry = _knows(client, "HPEXPIRETIME")
+            self._field_expiry = _knows(client, *_FIELD_EXPIRY)
 
     def read(self, until: int | None = None) -> _Held:
         """Everything as of `until`, by the server's clock; as of a moment after the reading ends where it is None."""
@@ -879,6 +886,28 @@ def _libraries(client: Client) -> list[tuple[bytes, bytes, bytes]]:
     return [(one[b"library_name"], one[b"engine"], one[b"library_code"]) for one in found]
 
 
+def _questions(client: Client, fingerprint: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Every command that comparing a server with a fingerprint takes, so that it does nothing."""
+    kinds = {kind for one in fingerprint["databases"].values() for kind in one["types"]}
+    yield from (("TIME",), ("SCAN", _ASKED), ("TYPE", _ASKED))
+    if _numbers(str(_info(client, "server").get("redis_version", "0"))) >= (7, 0):
+        yield ("PEXPIRETIME", _ASKED)
+        if fingerprint.get("functions") or _knows(client, "FUNCTION", "LIST"):
+            yield ("FUNCTION", "LIST")
+    if "hash" in kinds and _knows(client, *_FIELD_EXPIRY):
+        yield from (_FIELD_EXPIRY, ("HRANDFIELD", _ASKED), ("HKEYS", _ASKED))
+    if "content" not in fingerprint:
+        return
+    if kinds - {*_TYPES}:
+        yield ("DUMP", _ASKED)
+    for kind, (name, *arguments) in _HEADS.items():
+        if kind in kinds:
+            yield (name, _ASKED, *map(str, arguments))
+    if "stream" in kinds:
+        yield from (("XINFO", "STREAM", _ASKED), ("XINFO", "GROUPS", _ASKED), ("XINFO", "CONSUMERS", _ASKED, _ASKED))
+        yield ("XPENDING", _ASKED, _ASKED)
+
+
 # -------------------------------------------------------------------------------------------------------- fingerprints
 
 
@@ -1132,7 +1161,7 @@ def _choose(settings: RedisSettings, client: Client) -> _Way:
         elif path.exists() and not os.access(path, os.R_OK):
             problem = f"{path} cannot be read by this user"
         else:
-            problem = _refused(client, "BGSAVE", "agentmem-asks-for-the-right") or ""
+            problem = _refused(client, "BGSAVE", _ASKED) or ""
     if path is not None and not problem:
         return _Way("copy", f"{path} can be read here", path)
     if settings.method == "copy":
@@ -1479,6 +1508,20 @@ def _copy_keys(source: Callable[[int], Client], target: Callable[[int], Client])
     return sent
 
 
+def _empty(target: Callable[[int], Client]) -> None:
+    """Delete all keys and function libraries; one by one where FLUSHALL is not to be had."""
+    with target(0) as client:
+        if _libraries(client):
+            client.execute_command("FUNCTION", "FLUSH")
+        if _refused(client, "FLUSHALL", _ASKED) is None:
+            client.flushall()
+            return
+    for database in _Reader(target, content=False).keyspace():
+        with target(database) as client:
+            for key in client.scan_iter(count=1000):
+                client.unlink(key)
+
+
 def _send(reader: _Reader, giver: Client, taker: Client, keys: list[bytes]) -> int:
     expiries = reader.expiries(giver, keys)
     values = _pipelined(giver, [("DUMP", key) for key in keys])
@@ -1760,10 +1803,7 @@ class RedisRestoration(Restoration):
                 self._component.reporter.warn(f"{error}; the keys are sent one by one instead")
                 self._target.method, self._target.reason = "keys", str(error)
         self._touched = True
-        with self._live(0) as client:
-            client.flushall()
-            if _libraries(client):
-                client.execute_command("FUNCTION", "FLUSH")
+        _empty(self._live)
         _copy_keys(seed.client, self._live)
 
     def _replicate(self, seed: _Scratch) -> None:
@@ -1807,6 +1847,12 @@ class RedisRestoration(Restoration):
         with self._live(0) as client:
             self._await_idle(client)
             if not int(_info(client, "persistence").get("aof_enabled", 0)) and _config(client, "save"):
+                if refused := _refused(client, "BGSAVE", _ASKED):
+                    self._component.reporter.warn(
+                        f"{_where(self._settings)} cannot be told to save ({refused}): the restored data is on its disk"
+                        " when it next saves by itself"
+                    )
+                    return
                 client.execute_command("BGSAVE")
 
     def _await_persisted(self) -> None:
@@ -2012,6 +2058,8 @@ class RedisComponent(Component):
             probe.warnings.append(f"the last BGSAVE of {where} failed: look into the server's log")
         memory = _info(client, "memory")
         probe.raw_bytes = int(memory.get("used_memory_dataset", memory.get("used_memory", 0)))
+        if refused := _refused(client, "TIME"):
+            probe.problems.append(f"{where} does not tell its time ({refused}): give +time by ACL SETUSER")
         try:
             way = _choose(settings, client)
         except BackupError as error:
@@ -2194,7 +2242,10 @@ class RedisComponent(Component):
                 plan.problems.append(f"{error}{hint}")
                 return plan, target
             self._look_at_files(plan, target)
-        coming = _say_counts(_Judge(source).fingerprint())
+        fingerprint = _Judge(source).fingerprint()
+        if target.running and target.method and not plan.problems:
+            plan.problems += self._rights(fingerprint, target)
+        coming = _say_counts(fingerprint)
         ways = {
             "replicate": "by replication from a throwaway server",
             "keys": "key by key from a throwaway server",
@@ -2204,6 +2255,31 @@ class RedisComponent(Component):
             present = f"{target.keys} keys, and its functions, are" if target.running else f"the files in {settings.data_dir} are"
             plan.lines.append(f"{_where(settings)}: {present} replaced by {coming}, {ways[target.method]}: {target.reason}")
         return plan, target
+
+    def _rights(self, fingerprint: dict[str, Any], target: _Target) -> list[str]:
+        """What the user may not do that this restore will: asked for now, and not found out after the switch."""
+        settings = self.settings.redis
+        with _talking(settings, "asking for rights"), _connect(settings, within_s=_FIRST_S) as client:
+            asked = list(_questions(client, fingerprint))
+            if target.method == "keys":
+                asked.append(("RESTORE", _ASKED, "0", _ASKED))
+                if _refused(client, "FLUSHALL", _ASKED):
+                    asked.append(("UNLINK", _ASKED))
+                if fingerprint.get("functions"):
+                    asked.append(("FUNCTION", "RESTORE", _ASKED))
+                if not _refused(client, "FUNCTION", "LIST") and _libraries(client):
+                    asked.append(("FUNCTION", "FLUSH", _ASKED))
+            # One that names keys which the user may use is allowed, though not for the key that it was asked with.
+            missing = [command for command in asked if "command" in (_refused(client, *command) or "")]
+        if not missing:
+            return []
+        names = [" ".join(one[:2]) if one[0] in ("FUNCTION", "XINFO") else one[0] for one in missing]
+        rights = " ".join(f"+{name.lower().replace(' ', '|')}" for name in names)
+        user = settings.username or "default"
+        return [
+            f"{_where(settings)}: the user '{user}' may not use {', '.join(names)}, which the restore needs: give it {rights} by"
+            " ACL SETUSER, and do not rename them"
+        ]
 
     def _look_at_server(
         self, client: Client, requires: dict[str, Any], options: RestoreOptions, plan: RestorePlan, target: _Target
@@ -2294,7 +2370,7 @@ class RedisComponent(Component):
         """Why the server cannot become the replica of a throwaway server; empty where it can."""
         if refused := _refused(client, "REPLICAOF", "NO", "ONE"):  # does nothing to a master
             return f"REPLICAOF is refused ({refused})"
-        if _config(client, "masterauth") is None:
+        if _config(client, "masterauth") is None or _refused(client, "CONFIG", "SET", _ASKED, _ASKED):
             return "CONFIG is refused, so that it cannot be given the throwaway server's password"
         if _config(client, "tls-replication") == "yes":
             return "it replicates by TLS only"
