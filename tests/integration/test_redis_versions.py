@@ -172,6 +172,19 @@ def test_counts_see_a_missing_hash_whose_fields_expire(newer: str, serve: Any, b
             restoration.close()
 
 
+@pytest.mark.parametrize("newer", [pytest.param(VALKEY, id="valkey 9.1")], indirect=True)
+def test_what_valkey_does_not_send_is_said(newer: str, serve: Any, bench: Any) -> None:
+    """Measured with Valkey 9.1.2 and its own valkey-cli: "Can't store key (db 0) in RDB version 11" in the server's log."""
+    server = started(serve, newer)
+    place = bench(server, method="stream")
+    with server.client() as client:
+        client.hset("hash", mapping={"a": 1})
+        assert place.faults(place.dump()) == []
+        client.execute_command("HEXPIRE", "hash", 3000, "FIELDS", 1, "a")
+        with pytest.raises(BackupError, match=r"does not send hashes whose fields expire.*REDIS_DATA_DIR"):
+            place.dump()
+
+
 # ----------------------------------------------------------------------------------------------------------- modules
 
 

@@ -296,6 +296,13 @@ def _server_program() -> str:
     return process.find("redis-server", "redis-server")
 
 
+def _client_program() -> str:
+    """The path of redis-cli, else of valkey-cli. Raises BackupError where neither is installed."""
+    if shutil.which("redis-cli") is None and shutil.which("valkey-cli") is not None:
+        return process.find("valkey-cli", "valkey-tools")
+    return process.find("redis-cli", "redis-tools")
+
+
 def _program_version(program: str) -> tuple[str, str]:
     said = process.run([program, "--version"], timeout_s=30)
     found = re.search(r"v=([0-9.]+)", said)
@@ -1232,7 +1239,7 @@ class RedisCut(Cut):
 
     def _begin_stream(self) -> None:
         settings = self._settings
-        command = [process.find("redis-cli", "redis-tools"), "-h", settings.host, "-p", str(settings.port)]
+        command = [_client_program(), "-h", settings.host, "-p", str(settings.port)]
         if settings.username:
             command += ["--user", settings.username]
         if settings.tls:
@@ -1340,7 +1347,13 @@ class RedisCut(Cut):
                 raise BackupError(
                     f"{_where(self._settings)}: the user '{user}' may not SYNC: give it +sync by ACL SETUSER"
                 ) from None
-            raise BackupError(f"{_where(self._settings)} could not be read by replication: {error}") from None
+            hint = ""
+            name, version = _version(self._server)
+            if name == "valkey" and _numbers(version) >= (9, 0):  # it takes every one for an old replica, its own valkey-cli, too
+                hint = (
+                    "; Valkey 9 does not send hashes whose fields expire to a program: let its file be read here (REDIS_DATA_DIR)"
+                )
+            raise BackupError(f"{_where(self._settings)} could not be read by replication: {error}{hint}") from None
 
     def _filtered(self, source: Iterator[bytes], wanted: Callable[[bytes], bool]) -> Iterator[bytes]:
         self._scratch = _Scratch(self._context, self._component.name)
@@ -1446,9 +1459,10 @@ class RedisCut(Cut):
     def _tool(self) -> dict[str, str]:
         if self._way.method == "copy":
             return {"name": "BGSAVE", "version": _version(self._server)[1]}
-        said = process.run([process.find("redis-cli", "redis-tools"), "--version"], timeout_s=30)
+        program = _client_program()
+        said = process.run([program, "--version"], timeout_s=30)
         found = re.search(r"\d+\.\d+\.\d+", said)
-        return {"name": "redis-cli", "version": found.group(0) if found else one_line(said)}
+        return {"name": Path(program).name, "version": found.group(0) if found else one_line(said)}
 
     def _method(self) -> str:
         text = "BGSAVE and a copy of the file" if self._way.method == "copy" else "replication stream by redis-cli --rdb"
@@ -2073,7 +2087,7 @@ class RedisComponent(Component):
 
     def _probe_stream(self, client: Client, probe: Probe) -> None:
         try:
-            process.find("redis-cli", "redis-tools")
+            _client_program()
         except BackupError as error:
             probe.problems.append(str(error))
         if refused := _may_sync(client):
