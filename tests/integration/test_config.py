@@ -718,6 +718,41 @@ def test_a_directory_that_is_a_mount_point_is_restored_file_by_file(case: Case) 
     assert after == before
 
 
+@pytest.mark.parametrize("inner", [False, True], ids=["the directory", "one within it"])
+def test_a_mount_point_that_is_read_only_is_refused_by_the_plan(case: Case, inner: bool) -> None:
+    place = case.directory / "empty directory" if inner else case.directory
+    source = case.dump()
+    with mounted("-t", "tmpfs", "-o", "mode=755", "tmpfs", place):
+        (place / "old").write_text("old")
+        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+        (problem,) = case.component().plan_restore(source, RestoreOptions()).problems
+        assert problem.startswith(f"{place} cannot be changed: mount it writable")
+        assert (place / "old").read_text() == "old" and case.left_behind() == []
+
+
+def test_a_directory_that_is_immutable_is_refused_by_the_plan(case: Case) -> None:
+    source = case.dump()
+    before = facts_of(case.directory)
+    if subprocess.run(["chattr", "+i", case.directory], capture_output=True, check=False).returncode:
+        pytest.skip("no file can be made immutable here")
+    try:
+        (problem,) = case.component().plan_restore(source, RestoreOptions()).problems
+        assert "chattr -i" in problem
+        # one that becomes so after the plan: nothing is lost, and nothing is called new that may be old
+        restoration = case.component().restoration(source, RestoreOptions())
+        restoration.prepare()
+        with pytest.raises(BackupError, match="not permitted"):
+            restoration.commit()
+        assert "may be new in part, its old files lie in" in restoration.state()
+        subprocess.run(["chattr", "-i", case.directory], check=True)
+        restoration.abort()
+        restoration.close()
+        assert f"{case.directory} is as it was" in restoration.state()
+    finally:
+        subprocess.run(["chattr", "-i", case.directory], check=True)
+    assert facts_of(case.directory) == before and case.left_behind() == []
+
+
 def test_the_files_in_a_bind_mount_elsewhere_are_the_restored_ones(case: Case) -> None:
     """After a directory rename a container's bind mount still shows the old files (field notes)."""
     before = facts_of(case.directory)

@@ -272,6 +272,12 @@ class ConfigComponent(Component):
         if not os.access(above, os.W_OK | os.X_OK):
             plan.problems.append(f"{shown(above)} cannot be written to: run the restore as root")
             return
+        if os.geteuid() == 0 or placement.file_by_file(entries):
+            plan.problems += [
+                f"{shown(path)} cannot be changed: mount it writable, or take its attribute away (lsattr -d, chattr -i)"
+                for path in sorted({placement.target, *placement.pinned()})
+                if os.path.lexists(path) and not Path(os.fsdecode(path)).is_symlink() and not os.access(path, os.W_OK)
+            ]
         needed = sum(entry.size + 4096 for entry in entries)
         free = shutil.disk_usage(above).free
         if free < needed:
@@ -657,6 +663,7 @@ class ConfigRestoration(Restoration):
         self._listing = Listing()
         self._placements: list[Placement] = []
         self._stages: dict[Placement, filetree.Stage] = {}
+        self._unfinished: list[Placement] = []
         self._renamed: list[Placement] = []
         self._made: list[Placement] = []
         self._settled: list[Placement] = []
@@ -767,9 +774,10 @@ class ConfigRestoration(Restoration):
 
     def _settle(self, placement: Placement) -> None:
         placement.save(self._component.context.workdir)
-        self._settled.append(placement)
+        self._unfinished.append(placement)
         placement.settle(self._stages[placement].tree)
         self._stages[placement].remove()  # from here on a clean-up sees that nothing is half done
+        self._settled.append(self._unfinished.pop())
 
     def complete(self) -> None:
         self._final = True
@@ -782,7 +790,8 @@ class ConfigRestoration(Restoration):
 
     def abort(self) -> None:
         failures = []
-        for undo, placements in ((_unsettle, self._settled), (_unswap, self._renamed), (_unmake, self._made)):
+        settled = ((_unsettle, self._unfinished), (_unsettle, self._settled))
+        for undo, placements in (*settled, (_unswap, self._renamed), (_unmake, self._made)):
             for placement in reversed(placements):
                 try:
                     undo(placement)
@@ -794,18 +803,19 @@ class ConfigRestoration(Restoration):
 
     def state(self) -> str:
         parts = [
+            *(f"{shown(one.target)} may be new in part, its old files lie in {shown(one.saved)}" for one in self._unfinished),
             *(f"{shown(one.target)} is new, its old files lie in {shown(one.saved)}" for one in self._settled),
             *(f"{shown(one.target)} is new, the old one lies in {shown(one.previous)}" for one in self._renamed),
             *(f"{shown(one.target)} is new, there was none before" for one in self._made),
         ]
-        touched = {*self._settled, *self._renamed, *self._made}
+        touched = {*self._unfinished, *self._settled, *self._renamed, *self._made}
         parts += [f"{shown(one.target)} is as it was" for one in self._placements if one not in touched]
         return "; ".join(parts) or "the configuration is untouched"
 
     def close(self) -> None:
         for placement, stage in self._stages.items():
             # A stage beside an archive of the old files is how the next run knows that `abort` did not get through.
-            if placement not in self._settled or self._final or not os.path.lexists(stage.path):
+            if placement not in (*self._unfinished, *self._settled) or self._final or not os.path.lexists(stage.path):
                 with contextlib.suppress(BackupError):
                     stage.remove()
 
