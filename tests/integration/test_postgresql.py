@@ -55,6 +55,31 @@ def test_dump_destroy_restore_equal(store: Store, level: str, name: str) -> None
     assert store.component.look() == "1200 memories"
 
 
+def test_settings_of_the_role_that_change_how_values_are_written_and_read_change_nothing(store: Store) -> None:
+    server = store.server
+    before = capture_postgres(server)
+    settings = {
+        "client_encoding": "LATIN1", "array_nulls": "off", "DateStyle": "German", "IntervalStyle": "iso_8601",
+        "extra_float_digits": "-15", "bytea_output": "escape", "standard_conforming_strings": "off", "xmloption": "document",
+        "quote_all_identifiers": "on", "search_path": "nowhere", "default_transaction_read_only": "on",
+        "default_transaction_isolation": "serializable", "statement_timeout": "1ms", "lock_timeout": "1ms",
+        "idle_in_transaction_session_timeout": "50ms",
+    }  # fmt: skip
+    role = sql.Identifier(server.app_user)
+    with server.connect() as connection:
+        for name, value in settings.items():
+            connection.execute(sql.SQL("ALTER ROLE {} SET {} = {}").format(role, sql.Identifier(name), value))
+        try:
+            source = store.dump(CONTENT)
+            assert store.faults(source) == []
+            server.empty_database()
+            compared, __ = store.restore(source)
+        finally:
+            connection.execute(sql.SQL("ALTER ROLE {} RESET ALL").format(role))
+    assert compared.equal and compared.compared > 35
+    assert list(fact_differences(before, capture_postgres(server))) == []
+
+
 @pytest.fixture
 def spaces(tmp_path: Path) -> Iterator[Store]:
     """A database in a tablespace of its own, with a table and an index in another, where only a superuser may create."""

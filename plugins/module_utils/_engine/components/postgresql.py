@@ -663,7 +663,7 @@ class PostgresqlCut(Cut):
         self._access = component.access
         self._level = level
         self._connection: Connection | None = None
-        self._snapshot = ""
+        self._snapshot = self._encoding = ""
         self._inventory = Inventory()
         self._sequences: dict[str, dict[str, Any]] = {}
         self._entry: dict[str, Any] = {}
@@ -761,6 +761,7 @@ class PostgresqlCut(Cut):
             announce, self._ready = self._ready, None
             announce()
         self._snapshot = str(value(connection, "SELECT pg_catalog.pg_export_snapshot()"))
+        self._encoding = connection.info.parameter_status("server_encoding") or ""
         self.moment = clock.now()
         if relations(connection) != before:
             raise _Contended("tables were made or changed while they were being locked")
@@ -840,6 +841,7 @@ class PostgresqlCut(Cut):
     def _command(self) -> list[str]:
         command = [self._tool.path, "--format=custom", "--compress=0", "--no-password", f"--snapshot={self._snapshot}"]
         command.append(f"--lock-wait-timeout={self._timeout_ms}")
+        command.append(f"--encoding={self._encoding}")  # else it is that of the session, which a role may have set otherwise
         return command + [f"--exclude-table-data={one.sql}" for one in self._inventory.excluded]
 
     def entry(self) -> dict[str, Any]:
@@ -1506,6 +1508,7 @@ class PostgresqlRestoration(Restoration):
         command += ["--no-tablespaces"] if target.no_tablespaces else []
         command += [] if len(kept) == len(archive.entries) else [self._use_list(kept)]
         options = "-c synchronous_commit=off -c maintenance_work_mem=128MB -c jit=off -c default_transaction_read_only=off"
+        options += " -c array_nulls=on"  # which pg_dump's own settings leave alone
         environment = {**self._access.environment(), "PGOPTIONS": options}
         with process.Child([*command, str(self._file)], env=environment, stdout=None) as child:
             child.wait()
