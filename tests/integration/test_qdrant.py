@@ -679,6 +679,27 @@ def test_a_question_that_meets_a_closing_connection_is_asked_again(filled: Case,
     assert {f"/collections/memories/points/{asked}" for asked in ("count", "scroll")} <= dropped
 
 
+def test_a_collection_that_may_not_be_asked_more_often_is_waited_for(filled: Case) -> None:
+    """Strict mode, which the stand-in does not have: here one question a second, once those of a minute are used up."""
+    if filled.server.kind == "stand-in":
+        pytest.skip("needs a real Qdrant")
+    with filled.server.client() as client:
+        limited = {"vectors": {"size": 2, "distance": "Dot"}, "strict_mode_config": {"enabled": True, "read_rate_limit": 60}}
+        client.put("/collections/limited", json=limited).raise_for_status()
+        points = {"points": [{"id": 1, "vector": [1, 2]}, {"id": 2, "vector": [3, 4]}]}
+        client.put("/collections/limited/points?wait=true", json=points).raise_for_status()
+
+        def use_up() -> None:
+            while client.post("/collections/limited/points/count", json={"exact": True}).status_code != 429:
+                pass
+
+        use_up()
+        source = filled.dump(CONTENT)
+        assert filled.examine(source).faults == []
+        use_up()
+        filled.restore(source)
+
+
 def test_an_action_that_gets_no_answer_is_not_done_again(filled: Case, proxy: Proxy) -> None:
     filled.settings.qdrant.url = proxy.url
     proxy.alter = lambda method, path, answer: "drop" if method == "POST" and path.endswith("/snapshots") else None

@@ -76,6 +76,7 @@ _MAKE_TRIES, _OPEN_TRIES, _LIST_TRIES = 8, 4, 10
 _SETTLE_S = 5.0  # how long a restored collection may go on optimizing before we stop waiting: it answers all the while
 _READY_S = 120.0
 _QUESTION_S = 5.0  # how long a run that is being stopped waits for the answer to a question
+_RATED_S = 120.0  # how long a server that limits the rate of requests is asked again
 _IDLE_S = 2.0  # how long an idle connection is used again: Qdrant closes it after 5 (http_keep_alive_timeout_sec, as httpx would)
 _FIRST_S = 20.0  # within what a server that is well answers the first questions, however much it has to do
 _GRACE_S = 30.0  # within what systemd gives a unit to stop (90 s)
@@ -118,6 +119,14 @@ def _begun(action: Callable[[], Result]) -> concurrent.futures.Future[Result]:
 
     threading.Thread(target=work, name="qdrant-request", daemon=True).start()
     return done
+
+
+def _rest_s(answer: Any) -> float:
+    """For how long an answer with the status 429 tells us not to ask."""
+    try:
+        return max(0.1, float(answer.headers.get("retry-after", "")))
+    except ValueError:  # none, or a date
+        return 1.0
 
 
 def patiently(
@@ -352,12 +361,19 @@ class Node:
         only seconds for an answer that changes nothing.
         """
         options = {"json": body, **({"timeout": within_s} if within_s is not None else {})}
-        with self._words(what, within_s):
-            if changes_nothing or method == "GET":
-                answer = self._question(method, path, **options)
-            else:
-                answer = self._client.request(method, self.url + path, **options)
-        return self._result(answer, what)
+        deadline = time.monotonic() + _RATED_S
+        while True:
+            with self._words(what, within_s):
+                if changes_nothing or method == "GET":
+                    answer = self._question(method, path, **options)
+                else:
+                    answer = self._client.request(method, self.url + path, **options)
+            # A collection in strict mode answers so often a minute, all of us together; what is too much it does not do.
+            later = time.monotonic() + _rest_s(answer) if answer.status_code == 429 else deadline
+            while time.monotonic() < later < deadline and not stopping():
+                time.sleep(0.1)
+            if later >= deadline or stopping():
+                return self._result(answer, what)
 
     def _question(self, method: str, path: str, **options: Any) -> Any:
         """The answer to what changes nothing. It is asked once more where no answer came (RFC 9110, 9.2.2): a server, or a
