@@ -20,7 +20,7 @@ import pytest
 from agentmem_backup import cli
 
 from tests.support import command, compare, data, disks, page_cache
-from tests.support.servers import Stores
+from tests.support.servers import Stores, empty_directory
 
 GUIDE_TEXT = """\
 =========================================
@@ -797,6 +797,19 @@ def test_a_name_with_a_line_of_its_own_stays_in_one_line_of_the_log(stores: Stor
     log = (stores.log_dir / "backup.log").read_text().splitlines()
     assert "\\n2025-01-01" in done.stderr
     assert not [line for line in log if line.startswith("2025-01-01")]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_without_its_standard_streams_it_works_all_the_same(stores: Stores, closed: str) -> None:
+    """As some crontabs have it. The next file that is opened must not take a stream's place."""
+    before = compare.capture_config(stores.config_dir)
+    for asked in ("create --component config --component redis", "verify latest", "restore latest --yes --component config"):
+        script = f'exec "$0" {asked} --set health_url= {closed}'
+        done = command.run(stores, str(command.BIN / "agentmem-backup"), program=("sh", "-c", script))
+        assert done.returncode == 0, done
+        if asked.startswith("verify"):
+            empty_directory(stores.config_dir)
+    assert compare.capture_config(stores.config_dir) == before
 
 
 def test_a_full_disk_under_the_log_or_the_output_fails_no_backup(stores: Stores) -> None:

@@ -726,6 +726,7 @@ class _explained:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's own) and return its exit code. Never raises."""
+    _open_streams()
     process.stop_on_signals()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a ✓ that a Latin-1 terminal does not know must not end a backup
@@ -753,6 +754,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         sys.stderr.write(f"agentmem-backup: unexpected {type(error).__name__}: {one_line(error)} (please report this)\n")
         return 1
+
+
+def _open_streams() -> None:
+    """Open the standard streams that we were started without (`>&-` in a crontab): the next file that is opened would take
+    their place, and what a program of ours says would be written into it."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
 
 
 def _run(argv: Sequence[str] | None) -> int:
