@@ -316,7 +316,7 @@ def test_every_damage_of_a_packed_hash_is_a_fault_and_no_traceback() -> None:
     for text in PACKED:
         whole = bytes.fromhex(text)
         for place in range(1, len(whole)):
-            for value in {whole[place] ^ 0xFF, whole[place] ^ 1, 0xFE, 0}:
+            for value in (whole[place] ^ 0xFF, whole[place] ^ 1, 0xFE, 0):
                 changed = whole[:place] + bytes([value]) + whole[place + 1 :]
                 rdb.walk(iter([dump(b"\xfe\x00", key(changed[0], changed[1:]), magic=b"REDIS0012")]))
             cut = rdb.walk(iter([dump(b"\xfe\x00", key(whole[0], whole[1:place]), magic=b"REDIS0012")]))
