@@ -62,8 +62,8 @@ def test_settings_of_the_role_that_change_how_values_are_written_and_read_change
         "client_encoding": "LATIN1", "array_nulls": "off", "DateStyle": "German", "IntervalStyle": "iso_8601",
         "extra_float_digits": "-15", "bytea_output": "escape", "standard_conforming_strings": "off", "xmloption": "document",
         "quote_all_identifiers": "on", "search_path": "nowhere", "default_transaction_read_only": "on",
-        "default_transaction_isolation": "serializable", "statement_timeout": "1ms", "lock_timeout": "1ms",
-        "idle_in_transaction_session_timeout": "50ms",
+        "default_transaction_isolation": "serializable", "statement_timeout": "2s", "lock_timeout": "2s",
+        "idle_in_transaction_session_timeout": "2s",
     }  # fmt: skip
     role = sql.Identifier(server.app_user)
     with server.connect() as connection:

@@ -1508,7 +1508,8 @@ class PostgresqlRestoration(Restoration):
         command += ["--no-tablespaces"] if target.no_tablespaces else []
         command += [] if len(kept) == len(archive.entries) else [self._use_list(kept)]
         options = "-c synchronous_commit=off -c maintenance_work_mem=128MB -c jit=off -c default_transaction_read_only=off"
-        options += " -c array_nulls=on"  # which pg_dump's own settings leave alone
+        # Which pg_restore's own settings leave alone, or make only after its first queries.
+        options += " -c array_nulls=on -c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0"
         environment = {**self._access.environment(), "PGOPTIONS": options}
         with process.Child([*command, str(self._file)], env=environment, stdout=None) as child:
             child.wait()

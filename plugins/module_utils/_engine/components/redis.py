@@ -68,6 +68,9 @@ class _Library:
 
 redis: Any = _Library()
 
+_Apart = Callable[[int, int], None]
+"""Takes what goes before its key does: when, in ms since 1970, and its digest."""
+
 Client = Any
 """A `redis.Redis` that speaks bytes; its own annotations mix in those of the asynchronous client."""
 
@@ -509,10 +512,15 @@ local function emptied(key)
   local field = redis.call('HRANDFIELD', key)
   if not field then return true end
   if redis.call('HPEXPIRETIME', key, 'FIELDS', 1, field)[1] == -1 then return false end
-  for _, one in ipairs(redis.call('HKEYS', key)) do
-    local expiry = redis.call('HPEXPIRETIME', key, 'FIELDS', 1, one)[1]
-    if expiry == -1 or expiry > late then return false end
-  end
+  local cursor = '0'
+  repeat
+    local found = redis.call('HSCAN', key, cursor, 'COUNT', 1000, 'NOVALUES')
+    cursor = found[1]
+    for _, one in ipairs(found[2]) do
+      local expiry = redis.call('HPEXPIRETIME', key, 'FIELDS', 1, one)[1]
+      if expiry == -1 or expiry > late then return false end
+    end
+  until cursor == '0'
   return true
 end
 for _, key in ipairs(page[2]) do
@@ -701,36 +709,48 @@ class _Reader:
         for key in hashes:
             expiry = (expiries.get(key) or [-2])[0]
             if expiry >= 0:
-                moments = self._field_expiries(client, key, _pipelined(client, [("HKEYS", key)])[0])
-                expiry = -1 if -1 in moments else max(moments, default=-2)
+                expiry = self._last_field(client, key)
             if expiry != -1:
                 found[key] = expiry
         return found
 
-    def _values(self, client: Client, database: int, keys: list[tuple[bytes, str, int, int]], held: _Held) -> None:
-        def add(moment: int, digest: int) -> None:
-            span = _bucket(self._cut_ms, moment) if moment >= 0 else (0, 0)
-            sums = held.sums.setdefault((database, *span), [0, 0])
-            sums[0] += 1
-            sums[1] = (sums[1] + digest) % _MODULUS
+    def _last_field(self, client: Client, key: bytes) -> int:
+        """When the last field of a hash expires; -1 where one stays, -2 where there is none."""
+        last, cursor = -2, 0
+        while True:
+            cursor, names = _pipelined(client, [("HSCAN", key, cursor, "COUNT", _CHUNK, "NOVALUES")])[0]
+            moments = self._field_expiries(client, key, names)
+            if -1 in moments:
+                return -1
+            last = max([last, *moments])
+            if int(cursor) == 0:
+                return last
 
+    def _values(self, client: Client, database: int, keys: list[tuple[bytes, str, int, int]], held: _Held) -> None:
         heads = _pipelined(client, [_about(kind, key, _HEADS) for key, kind, *__ in keys])
         for (key, kind, expiry, end), head in zip(keys, heads, strict=True):
-            fields: list[tuple[int, int]] = []
             if kind in _TYPES:
-                value = _VALUE[kind](self, client, key, head, fields)
+                value = _VALUE[kind](self, client, key, head, functools.partial(self._field, held, database, key, expiry))
             else:
                 held.opaque[kind] += 1
                 value = b""
-            add(end, _digest(key, kind.encode(), str(expiry).encode(), value))
-            for moment, digest in fields:
-                if moment > held.until:
-                    add(moment if expiry < 0 else min(moment, expiry), _digest(key, digest.to_bytes(16, "big")))
+            self._add(held, database, end, _digest(key, kind.encode(), str(expiry).encode(), value))
 
-    # A value's canonical digest. `head` is what the first command of `_HEADS` gave: all of it, unless it is long. `fields`
-    # takes what goes before the key does: when, and its digest.
+    def _add(self, held: _Held, database: int, moment: int, digest: int) -> None:
+        span = _bucket(self._cut_ms, moment) if moment >= 0 else (0, 0)
+        sums = held.sums.setdefault((database, *span), [0, 0])
+        sums[0] += 1
+        sums[1] = (sums[1] + digest) % _MODULUS
 
-    def _string(self, client: Client, key: bytes, head: bytes, _fields: list[tuple[int, int]]) -> bytes:
+    def _field(self, held: _Held, database: int, key: bytes, key_expiry: int, moment: int, digest: int) -> None:
+        """A field that expires at `moment`, or goes with its key before."""
+        if moment > held.until:
+            moment = moment if key_expiry < 0 else min(moment, key_expiry)
+            self._add(held, database, moment, _digest(key, digest.to_bytes(16, "big")))
+
+    # A value's canonical digest. `head` is what the first command of `_HEADS` gave: all of it, unless it is long.
+
+    def _string(self, client: Client, key: bytes, head: bytes, _apart: _Apart) -> bytes:
         state = hashlib.blake2b(head, digest_size=16)
         at = len(head)
         while len(head) >= _STRING_HEAD:
@@ -741,7 +761,7 @@ class _Reader:
                 break
         return state.digest()
 
-    def _list(self, client: Client, key: bytes, head: list[bytes], _fields: list[tuple[int, int]]) -> bytes:
+    def _list(self, client: Client, key: bytes, head: list[bytes], _apart: _Apart) -> bytes:
         state = hashlib.blake2b(digest_size=16)
         at = 0
         while head:
@@ -751,7 +771,7 @@ class _Reader:
             head = client.lrange(key, at, at + _CHUNK - 1) if len(head) == _CHUNK else []
         return state.digest()
 
-    def _zset(self, client: Client, key: bytes, head: list[bytes], _fields: list[tuple[int, int]]) -> bytes:
+    def _zset(self, client: Client, key: bytes, head: list[bytes], _apart: _Apart) -> bytes:
         state = hashlib.blake2b(digest_size=16)
         at = 0
         while head:
@@ -762,7 +782,7 @@ class _Reader:
             head = _pipelined(client, [("ZRANGE", key, at, at + _CHUNK - 1, "WITHSCORES")])[0] if more else []
         return state.digest()
 
-    def _set(self, client: Client, key: bytes, head: tuple[Any, list[bytes]], _fields: list[tuple[int, int]]) -> bytes:
+    def _set(self, client: Client, key: bytes, head: tuple[Any, list[bytes]], _apart: _Apart) -> bytes:
         total = 0
         cursor, members = head
         while True:
@@ -771,7 +791,7 @@ class _Reader:
                 return (total % _MODULUS).to_bytes(16, "big")
             cursor, members = _pipelined(client, [("SSCAN", key, cursor, "COUNT", _CHUNK)])[0]
 
-    def _hash(self, client: Client, key: bytes, head: tuple[Any, list[bytes]], fields: list[tuple[int, int]]) -> bytes:
+    def _hash(self, client: Client, key: bytes, head: tuple[Any, list[bytes]], apart: _Apart) -> bytes:
         total = 0
         cursor, pairs = head
         while True:
@@ -781,7 +801,7 @@ class _Reader:
                 if expiry == -1:
                     total += _digest(name, value)
                 elif expiry >= 0:
-                    fields.append((expiry, _digest(name, value, str(expiry).encode())))
+                    apart(expiry, _digest(name, value, str(expiry).encode()))
             if int(cursor) == 0:
                 return (total % _MODULUS).to_bytes(16, "big")
             cursor, pairs = _pipelined(client, [("HSCAN", key, cursor, "COUNT", _CHUNK)])[0]
@@ -792,7 +812,7 @@ class _Reader:
         answer = client.execute_command("HPEXPIRETIME", key, "FIELDS", len(fields), *fields)
         return [int(one) for one in answer] if answer else [-2] * len(fields)
 
-    def _stream(self, client: Client, key: bytes, head: list[Any], _fields: list[tuple[int, int]]) -> bytes:
+    def _stream(self, client: Client, key: bytes, head: list[Any], _apart: _Apart) -> bytes:
         state = hashlib.blake2b(digest_size=16)
         while head:
             for identity, pairs in head:
@@ -909,7 +929,7 @@ def _questions(client: Client, fingerprint: dict[str, Any]) -> Iterator[tuple[st
         if fingerprint.get("functions") or _knows(client, "FUNCTION", "LIST"):
             yield ("FUNCTION", "LIST")
     if "hash" in kinds and _knows(client, *_FIELD_EXPIRY):
-        yield from (_FIELD_EXPIRY, ("HRANDFIELD", _ASKED), ("HKEYS", _ASKED))
+        yield from (_FIELD_EXPIRY, ("HRANDFIELD", _ASKED), ("HSCAN", _ASKED, "0"))
     if "content" not in fingerprint:
         return
     if kinds - {*_TYPES}:

@@ -10,9 +10,10 @@ format is that of Redis 2.4 to 8 and Valkey 7.2 to 9, read in their `rdb.c`, `rd
 from __future__ import annotations
 
 import contextlib
+import itertools
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -358,13 +359,14 @@ def _quicklist(window: _Window) -> None:
 # since 1970; None where a field stays.
 
 
-def _last(moments: list[int | None]) -> int | None:
-    last = 0
+def _last(moments: Iterable[int | None]) -> int | None:
+    last, stays = 0, False
     for moment in moments:
         if moment is None:
-            return None
-        last = max(last, moment)
-    return last
+            stays = True
+        elif moment > last:
+            last = moment
+    return None if stays else last
 
 
 def _hash_with_expiry(window: _Window) -> int | None:
@@ -373,30 +375,31 @@ def _hash_with_expiry(window: _Window) -> int | None:
 
 
 def _hash_with_absolute_expiry(window: _Window, since: int = 0) -> int | None:
-    moments: list[int | None] = []
-    for __ in range(_length(window)):
-        expiry = _length(window)
-        moments.append(since + expiry if expiry else None)
-        _skip_string(window)
-        _skip_string(window)
-    return _last(moments)
+    def moments() -> Iterator[int | None]:
+        for __ in range(_length(window)):
+            expiry = _length(window)
+            _skip_string(window)
+            _skip_string(window)
+            yield since + expiry if expiry else None
+
+    return _last(moments())
 
 
 def _valkey_hash_with_expiry(window: _Window) -> int | None:
-    moments: list[int | None] = []
-    for __ in range(_length(window)):
-        _skip_string(window)
-        _skip_string(window)
-        expiry = int.from_bytes(window.take(8), "little", signed=True)
-        moments.append(expiry if expiry >= 0 else None)
-    return _last(moments)
+    def moments() -> Iterator[int | None]:
+        for __ in range(_length(window)):
+            _skip_string(window)
+            _skip_string(window)
+            expiry = int.from_bytes(window.take(8), "little", signed=True)
+            yield expiry if expiry >= 0 else None
+
+    return _last(moments())
 
 
 def _packed_with_absolute_expiry(window: _Window) -> int | None:
     at = window.offset
     try:
-        triples = list(listpack.elements(_content(window)))
-        return _last([int(expiry) or None for expiry in triples[2::3]])
+        return _last(int(expiry) or None for expiry in itertools.islice(listpack.elements(_content(window)), 2, None, 3))
     except ValueError as error:
         raise Damaged(f"the hash at byte {at} cannot be read: {error}") from None
 
