@@ -33,6 +33,7 @@ from agentmem_backup.settings import Settings
 
 from tests.support import data
 from tests.support.compare import capture_config
+from tests.support.restoring import carry_out
 
 NOBODY = 65534
 
@@ -75,14 +76,7 @@ class Case:
     def restore(self, source: Source) -> Any:
         """A whole restore, as the verb does it; returns the restoration."""
         restoration = self.component().restoration(source, RestoreOptions())
-        restoration.prepare()
-        checked = restoration.check()
-        assert checked.equal, checked
-        restoration.commit()
-        restoration.complete()
-        compared = restoration.compare()
-        assert compared.equal, compared
-        restoration.close()
+        carry_out(restoration)
         return restoration
 
     def examine(self, source: Source) -> Any:

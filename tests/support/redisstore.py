@@ -18,6 +18,7 @@ from agentmem_backup.pipeline import Writer
 from agentmem_backup.progress import Collecting
 from agentmem_backup.settings import Settings
 
+from tests.support.restoring import carry_out
 from tests.support.servers import Redis, throwaway_directory
 
 AT_ONCE = ("repl-diskless-sync-delay 0",)  # a replica need not wait for others
@@ -61,16 +62,7 @@ class Bench:
         assert plan.problems == []
         restoration = self.component.restoration(source, options)
         assert isinstance(restoration, RedisRestoration)
-        try:
-            restoration.prepare()
-            checked = restoration.check()
-            assert checked.equal, checked
-            restoration.commit()
-            restoration.complete()
-            compared = restoration.compare()
-            assert compared.equal, compared
-        finally:
-            restoration.close()
+        carry_out(restoration)
         assert left_in(self.component.context.workdir) == []
         return restoration
 

@@ -218,12 +218,17 @@ _ASKED = "agentmem-asks-for-the-right"
 _FIELD_EXPIRY = ("HPEXPIRETIME", _ASKED, "FIELDS", "1", _ASKED)
 
 
+def _is_unknown(error: Exception) -> bool:
+    """Whether a server says that it has no such command, or that it was renamed."""
+    return "unknown command" in str(error).lower()
+
+
 def _knows(client: Client, *command: str) -> bool:
     """Whether a server has a command, which does nothing as it is given here; whether the user may use it is another matter."""
     try:
         client.execute_command(*command)
     except redis.exceptions.ResponseError as error:
-        return "unknown command" not in str(error).lower()
+        return not _is_unknown(error)
     return True
 
 
@@ -237,7 +242,7 @@ def _refused(client: Client, *command: str) -> str | None:
     except redis.exceptions.NoPermissionError as error:
         return one_line(error)
     except redis.exceptions.ResponseError as error:
-        return one_line(error) if "unknown command" in str(error).lower() else None
+        return one_line(error) if _is_unknown(error) else None
     return None
 
 
@@ -1558,7 +1563,7 @@ def _empty(target: Callable[[int], Client]) -> None:
             client.flushall()
             return
         except redis.exceptions.ResponseError as error:
-            if not isinstance(error, redis.exceptions.NoPermissionError) and "unknown command" not in str(error).lower():
+            if not isinstance(error, redis.exceptions.NoPermissionError) and not _is_unknown(error):
                 raise
     for database in _Reader(target, content=False).keyspace():
         with target(database) as client:
@@ -1652,6 +1657,8 @@ class _Target:
     version: tuple[str, str] = ("redis", "0")
     role: str = ""
     keys: int = 0
+    requires: dict[str, Any] = field(default_factory=dict)
+    """What it must offer to take the dump."""
     modules: list[_Module] | None = None
     """None where it does not tell."""
     files: _Files | None = None
@@ -2216,19 +2223,18 @@ class RedisComponent(Component):
         try:
             with _talking(self.settings.redis, "planning the restore"):
                 plan, target = self.inspect(source, options)
-                requires = self.requires(source)
-                if requires.get("modules") and target.running and not plan.problems:
-                    self._try(source, requires, target)
+                if target.requires.get("modules") and target.running and not plan.problems:
+                    self._try(source, target)
                 return plan
         except BackupError as error:
             return RestorePlan(problems=[str(error)])
 
-    def _try(self, source: Source, requires: dict[str, Any], target: _Target) -> None:
+    def _try(self, source: Source, target: _Target) -> None:
         """Load the dump into a throwaway server: whether it can take the data of modules, only the attempt tells."""
         trial = _Scratch(self.context, self.name)
         try:
             trial.place(source.pieces())
-            self.start(trial, requires, target)
+            self.start(trial, target.requires, target)
         finally:
             trial.close()
 
@@ -2271,7 +2277,7 @@ class RedisComponent(Component):
         """The plan, and what it is built on."""
         settings = self.settings.redis
         plan, target = RestorePlan(), _Target()
-        requires = self.requires(source)
+        requires = target.requires = self.requires(source)
         client = _connect(settings, within_s=_FIRST_S)
         try:
             with _talking(settings, "asking about the server"), client:
