@@ -435,6 +435,21 @@ FROM (SELECT m.oid::bigint AS oid, pg_catalog.lo_get(m.oid, %s::bigint, %s::inte
   FROM pg_catalog.pg_largeobject_metadata m WHERE %s::bigint[] IS NULL OR m.oid = ANY(%s::bigint[]::oid[]) OFFSET 0) part"""
 
 
+def _in_turn(connection: Connection, relations: list[Relation]) -> Iterator[Relation]:
+    """The relations one by one, to be read; within a transaction, which must change nothing, what ten of them had
+    locked is let go before the next. A table's indexes are locked with it, and pg_dump itself takes no such locks: a server
+    has room for so many only (max_locks_per_transaction)."""
+    from psycopg.pq import TransactionStatus
+
+    held = connection.info.transaction_status == TransactionStatus.INTRANS
+    for some in _batches(relations, 10):
+        if held:
+            connection.execute("SAVEPOINT reading")
+        yield from some
+        if held:
+            connection.execute("ROLLBACK TO SAVEPOINT reading; RELEASE SAVEPOINT reading")
+
+
 def _columns(connection: Connection, tables: list[Relation]) -> dict[int, list[tuple[str, str]]]:
     columns: dict[int, list[tuple[str, str]]] = {table.oid: [] for table in tables}
     for oid, name, kind in rows(connection, _COLUMNS, [list(columns)]):
@@ -446,7 +461,7 @@ def table_facts(connection: Connection, tables: list[Relation], level: str) -> d
     """The `tables` of a fingerprint."""
     facts: dict[str, dict[str, Any]] = {}
     columns = _columns(connection, tables) if level == CONTENT else {}
-    for table in tables:
+    for table in _in_turn(connection, tables):
         if process.stopping():
             raise Cancelled("the run is being stopped")
         if level == COUNTS:
@@ -475,7 +490,7 @@ def sequence_facts(connection: Connection, sequences: list[Relation]) -> dict[st
     query = """SELECT s.seqrelid::bigint, s.seqincrement, s.seqcycle FROM pg_catalog.pg_sequence s WHERE s.seqrelid = ANY(%s)"""
     steps = {oid: (step, cycle) for oid, step, cycle in rows(connection, query, [[one.oid for one in sequences]])}
     facts = {}
-    for one in sequences:
+    for one in _in_turn(connection, sequences):
         last, called = rows(connection, statement("SELECT last_value, is_called FROM {}", one.sql))[0]
         step, cycle = steps[one.oid]
         facts[one.key] = {"last": last, "called": called, "increment": step, "cycle": cycle}
@@ -484,7 +499,7 @@ def sequence_facts(connection: Connection, sequences: list[Relation]) -> dict[st
 
 def _view_facts(connection: Connection, views: list[Relation]) -> dict[str, dict[str, Any]]:
     facts: dict[str, dict[str, Any]] = {}
-    for view in views:
+    for view in _in_turn(connection, views):
         filled = value(connection, "SELECT relispopulated FROM pg_catalog.pg_class WHERE oid = %s", [view.oid])
         count = value(connection, statement("SELECT count(*) FROM {}", view.sql)) if filled else None
         facts[view.key] = {"populated": filled, "rows": count}
@@ -1572,13 +1587,12 @@ class PostgresqlRestoration(Restoration):
     def _compare_with_file(self, connection: Connection) -> Comparison:
         outcome = Comparison()
         found = {(one.schema, one.name): one for one in relations(connection) if one.kind == _TABLE}
-        for (schema, name), count in self._rows.items():
-            key = table_key(schema, name)
-            if count is None or (schema, name) not in found:
-                outcome.not_compared.append(f"table {key}: its rows cannot be counted in the file")
-                continue
-            now = value(connection, statement("SELECT count(*) FROM ONLY {}", found[schema, name].sql))
-            _expect(outcome, f"rows of {key}", count, now)
+        counted = [found[name] for name, count in self._rows.items() if count is not None and name in found]
+        for table in _in_turn(connection, counted):
+            now = value(connection, statement("SELECT count(*) FROM ONLY {}", table.sql))
+            _expect(outcome, f"rows of {table.key}", self._rows[table.schema, table.name], now)
+        for name in sorted(self._rows.keys() - {(table.schema, table.name) for table in counted}):
+            outcome.not_compared.append(f"table {table_key(*name)}: its rows cannot be counted in the file")
         outcome.not_compared.append("the source: the file has no manifest, so only its own rows were counted")
         return outcome
 
