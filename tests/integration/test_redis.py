@@ -13,6 +13,7 @@ import struct
 import subprocess
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +21,11 @@ from typing import Any
 
 import pytest
 import redis as redis_py
+from agentmem_backup import process
 from agentmem_backup.components import redis as component_module
 from agentmem_backup.components.base import CONTENT, COUNTS, RestoreOptions, Source
 from agentmem_backup.components.redis import RedisRestoration
-from agentmem_backup.errors import BackupError, UsageError, VerificationError
+from agentmem_backup.errors import BackupError, Cancelled, UsageError, VerificationError
 from agentmem_backup.pipeline import Writer
 
 from tests.support.compare import Facts, capture_redis, fact_differences
@@ -641,6 +643,52 @@ def test_where_replicaof_is_refused_the_keys_go_one_by_one(serve: Any, bench: An
     assert differences(before, server) == []
     place.settings.redis.restore_method = "replicate"
     assert "REPLICAOF is refused" in place.component.plan_restore(source, RestoreOptions()).problems[0]
+
+
+def test_values_of_any_size_pass_through_the_same_little_memory(serve: Any, bench: Any) -> None:
+    """Long lists of long messages, as sessions are: never all values of a page of keys at once, nor a thousand elements."""
+    server = serve()
+    with server.client() as client:
+        for number in range(60):
+            message = f"{number:04}".encode() * 500
+            client.rpush(f"session:{number}", *[message] * 500)
+            client.hset(f"agent:{number}", mapping={f"field {one}": message for one in range(100)})
+        client.set("one that is long", b"x" * (6 << 20))
+        assert client.info("memory")["used_memory"] > 70 << 20
+    before = capture_redis(server)
+    place = bench(server, restore_method="keys")
+    tracemalloc.start()
+    try:
+        source = place.dump(CONTENT)
+        destroy(server)
+        place.restore(source)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert differences(before, server) == []
+    assert peak < 32 << 20
+
+
+def test_a_run_that_is_stopped_does_not_read_all_values_first(serve: Any, bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve()
+    with server.client() as client:
+        client.mset({f"key {number}": number for number in range(5000)})
+    place = bench(server)
+    pages = []
+    read_page = component_module._Reader._page
+
+    def page(reader: Any, client: Any, database: int, keys: list[bytes], held: Any) -> None:
+        read_page(reader, client, database, keys, held)
+        pages.append(keys)
+        process.stop_all()
+
+    monkeypatch.setattr(component_module._Reader, "_page", page)
+    try:
+        with pytest.raises(Cancelled):
+            place.dump(CONTENT)
+    finally:
+        process.resume()
+    assert len(pages) == 1
 
 
 @pytest.mark.parametrize("lines", [["CONFIG", "FLUSHALL", "FLUSHDB"], ["REPLICAOF", "FLUSHALL"]])

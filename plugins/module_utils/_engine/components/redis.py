@@ -277,12 +277,17 @@ def _sync_refused(client: Client) -> str | None:
     return one_line(answer[1:].decode(errors="replace")) if answer.startswith(b"-") else None
 
 
+def _go_on() -> None:
+    """Raises Cancelled where the run is being stopped."""
+    if process.stopping():
+        raise Cancelled("the run is being stopped")
+
+
 def _wait(ready: Callable[[], bool], seconds: float, what: str) -> None:
     """Ask until it is so. Raises BackupError that says `what` did not happen in time."""
     deadline = time.monotonic() + seconds
     while not ready():
-        if process.stopping():
-            raise Cancelled("the run is being stopped")
+        _go_on()
         if time.monotonic() > deadline:
             raise BackupError(f"{what} within {seconds:g} s")
         time.sleep(_POLL_S)
@@ -594,6 +599,7 @@ class _Reader:
         self._clients = clients
         self._content = content
         self._cut_ms = cut_ms
+        self._pace = _Pace()
         with clients(0) as client:
             server = _info(client, "server")
             self.exact_expiry = _numbers(str(server.get("redis_version", "0"))) >= (7, 0)
@@ -667,6 +673,7 @@ class _Reader:
             self._page(client, database, keys, held)
             if int(cursor) == 0:
                 return
+            _go_on()
 
     def _page(self, client: Client, database: int, keys: list[bytes], held: _Held) -> None:
         alive: list[tuple[bytes, str, int, int]] = []
@@ -732,14 +739,17 @@ class _Reader:
                 return last
 
     def _values(self, client: Client, database: int, keys: list[tuple[bytes, str, int, int]], held: _Held) -> None:
-        heads = _pipelined(client, [_about(kind, key, _HEADS) for key, kind, *__ in keys])
-        for (key, kind, expiry, end), head in zip(keys, heads, strict=True):
-            if kind in _TYPES:
-                value = _VALUE[kind](self, client, key, head, functools.partial(self._field, held, database, key, expiry))
-            else:
-                held.opaque[kind] += 1
-                value = b""
-            self._add(held, database, end, _digest(key, kind.encode(), str(expiry).encode(), value))
+        while keys:
+            some, keys = keys[: self._pace.size], keys[self._pace.size :]
+            heads = _pipelined(client, [_about(kind, key, _HEADS) for key, kind, *__ in some])
+            self._pace.saw(heads)
+            for (key, kind, expiry, end), head in zip(some, heads, strict=True):
+                if kind in _TYPES:
+                    value = _VALUE[kind](self, client, key, head, functools.partial(self._field, held, database, key, expiry))
+                else:
+                    held.opaque[kind] += 1
+                    value = b""
+                self._add(held, database, end, _digest(key, kind.encode(), str(expiry).encode(), value))
 
     def _add(self, held: _Held, database: int, moment: int, digest: int) -> None:
         span = _bucket(self._cut_ms, moment) if moment >= 0 else (0, 0)
@@ -768,36 +778,42 @@ class _Reader:
 
     def _list(self, client: Client, key: bytes, head: list[bytes], _apart: _Apart) -> bytes:
         state = hashlib.blake2b(digest_size=16)
-        at = 0
+        at, asked = 0, _HEAD
         while head:
             for element in head:
                 _feed(state, element)
             at += len(head)
-            head = client.lrange(key, at, at + _CHUNK - 1) if len(head) == _CHUNK else []
+            if len(head) < asked:
+                break
+            asked = _next(head, asked)
+            head = client.lrange(key, at, at + asked - 1)
         return state.digest()
 
     def _zset(self, client: Client, key: bytes, head: list[bytes], _apart: _Apart) -> bytes:
         state = hashlib.blake2b(digest_size=16)
-        at = 0
+        at, asked = 0, _HEAD
         while head:
             for element in head:  # member, score, member, …: in the order of the scores, ties by the members' bytes
                 _feed(state, element)
             at += len(head) // 2
-            more = len(head) == 2 * _CHUNK
-            head = _pipelined(client, [("ZRANGE", key, at, at + _CHUNK - 1, "WITHSCORES")])[0] if more else []
+            if len(head) < 2 * asked:
+                break
+            asked = _next(head, asked)
+            head = _pipelined(client, [("ZRANGE", key, at, at + asked - 1, "WITHSCORES")])[0]
         return state.digest()
 
     def _set(self, client: Client, key: bytes, head: tuple[Any, list[bytes]], _apart: _Apart) -> bytes:
-        total = 0
+        total, asked = 0, _HEAD
         cursor, members = head
         while True:
             total += sum(_digest(member) for member in dict.fromkeys(members))
             if int(cursor) == 0:
                 return (total % _MODULUS).to_bytes(16, "big")
-            cursor, members = _pipelined(client, [("SSCAN", key, cursor, "COUNT", _CHUNK)])[0]
+            asked = _next(members, asked)
+            cursor, members = _pipelined(client, [("SSCAN", key, cursor, "COUNT", asked)])[0]
 
     def _hash(self, client: Client, key: bytes, head: tuple[Any, list[bytes]], apart: _Apart) -> bytes:
-        total = 0
+        total, asked = 0, _HEAD
         cursor, pairs = head
         while True:
             found = dict(zip(pairs[::2], pairs[1::2], strict=True))
@@ -809,7 +825,8 @@ class _Reader:
                     apart(expiry, _digest(name, value, str(expiry).encode()))
             if int(cursor) == 0:
                 return (total % _MODULUS).to_bytes(16, "big")
-            cursor, pairs = _pipelined(client, [("HSCAN", key, cursor, "COUNT", _CHUNK)])[0]
+            asked = _next(pairs, asked)
+            cursor, pairs = _pipelined(client, [("HSCAN", key, cursor, "COUNT", asked)])[0]
 
     def _field_expiries(self, client: Client, key: bytes, fields: list[bytes]) -> list[int]:
         if not self._field_expiry or not fields:
@@ -819,18 +836,21 @@ class _Reader:
 
     def _stream(self, client: Client, key: bytes, head: list[Any], _apart: _Apart) -> bytes:
         state = hashlib.blake2b(digest_size=16)
+        asked = _HEAD
         while head:
             for identity, pairs in head:
                 _feed(state, identity)
                 for part in pairs or ():
                     _feed(state, part)
-            more = len(head) == _CHUNK
-            head = _pipelined(client, [("XRANGE", key, b"(" + head[-1][0], "+", "COUNT", _CHUNK)])[0] if more else []
-        asked = _pipelined(client, [("XINFO", "STREAM", key), ("XINFO", "GROUPS", key)])
-        described = _paired(asked[0])
+            if len(head) < asked:
+                break
+            asked = _next(head, asked)
+            head = _pipelined(client, [("XRANGE", key, b"(" + head[-1][0], "+", "COUNT", asked)])[0]
+        stream, groups = _pipelined(client, [("XINFO", "STREAM", key), ("XINFO", "GROUPS", key)])
+        described = _paired(stream)
         for name in (b"length", b"last-generated-id", b"max-deleted-entry-id", b"entries-added"):
             _feed(state, described.get(name))
-        for group in sorted((_paired(one) for one in asked[1]), key=lambda one: bytes(one[b"name"])):
+        for group in sorted((_paired(one) for one in groups), key=lambda one: bytes(one[b"name"])):
             self._group(client, key, group, state)
         return state.digest()
 
@@ -854,15 +874,16 @@ class _Reader:
 
 
 _MODULUS = 1 << 128
-_CHUNK = 1000
+_ANSWER = 4 * PIECE  # what one answer with values may come to
+_HEAD, _CHUNK = 100, 1000  # elements of a value at first, and at most
 _STRING_HEAD = 64 * 1024
 _HEADS: dict[str, tuple[Any, ...]] = {
     "string": ("GETRANGE", 0, _STRING_HEAD - 1),
-    "list": ("LRANGE", 0, _CHUNK - 1),
-    "set": ("SSCAN", 0, "COUNT", _CHUNK),
-    "zset": ("ZRANGE", 0, _CHUNK - 1, "WITHSCORES"),
-    "hash": ("HSCAN", 0, "COUNT", _CHUNK),
-    "stream": ("XRANGE", "-", "+", "COUNT", _CHUNK),
+    "list": ("LRANGE", 0, _HEAD - 1),
+    "set": ("SSCAN", 0, "COUNT", _HEAD),
+    "zset": ("ZRANGE", 0, _HEAD - 1, "WITHSCORES"),
+    "hash": ("HSCAN", 0, "COUNT", _HEAD),
+    "stream": ("XRANGE", "-", "+", "COUNT", _HEAD),
 }
 _VALUE: dict[str, Callable[..., bytes]] = {
     "string": _Reader._string,
@@ -878,6 +899,30 @@ def _about(kind: str, key: bytes, commands: dict[str, tuple[Any, ...]]) -> tuple
     """The command that `commands` has for a key of this type; DUMP for a module's."""
     name, *arguments = commands.get(kind, ("DUMP",))
     return (name, key, *arguments)
+
+
+def _weight(answer: Any) -> int:
+    """About how many bytes an answer of a server holds: of a long list by some of its elements."""
+    if not isinstance(answer, (list, tuple)):
+        return len(answer) if isinstance(answer, bytes) else 8
+    some = answer[:: 1 + len(answer) // 8]
+    return sum(map(_weight, some)) * len(answer) // max(1, len(some))
+
+
+def _next(answer: Sequence[Any], asked: int) -> int:
+    """How many elements of a value to ask for next, by what `answer` held, which was asked for `asked` of them."""
+    return max(1, min(_CHUNK, 4 * asked, _ANSWER * asked // max(1, _weight(answer))))
+
+
+class _Pace:
+    """How many keys' values to ask for in one go, by what the last ones came to: a value may have any size, memory has not."""
+
+    def __init__(self) -> None:
+        self.size = 1
+
+    def saw(self, answers: Sequence[Any]) -> None:
+        """Takes what the server has just answered, one answer a key."""
+        self.size = max(1, min(_PAGE, 4 * self.size, _ANSWER * len(answers) // max(1, sum(map(_weight, answers)))))
 
 
 def _feed(state: Any, part: Any) -> None:
@@ -1434,6 +1479,8 @@ class RedisCut(Cut):
                 self._scratch = _Scratch(self._context, self._component.name)
                 self._scratch.place(_pieces(self._way.path or self._file))
             self._scratch.start(1 + max(summary.databases, default=0), self._modules(summary))
+        except Cancelled:
+            raise
         except BackupError as error:
             self._content_missing = f"values: {error}"
             if summary.modules:
@@ -1450,6 +1497,8 @@ class RedisCut(Cut):
             return
         try:
             held = _Reader(self._scratch.client, content=True, cut_ms=cut_ms).read()
+        except Cancelled:
+            raise
         except BackupError as error:
             self._content_missing = f"values: {error}"
             return
@@ -1536,18 +1585,20 @@ def _pieces(path: Path) -> Iterator[bytes]:
 
 def _copy_keys(source: Callable[[int], Client], target: Callable[[int], Client]) -> int:
     """Bring every key (DUMP, RESTORE) and function library from one server to another; gives how many keys it sent."""
-    reader = _Reader(source, content=False)
+    reader, pace = _Reader(source, content=False), _Pace()
     sent = 0
     for database in sorted(reader.keyspace()):
         with source(database) as giver, target(database) as taker:
             cursor: Any = 0
             while True:
-                cursor, keys = giver.scan(cursor, count=100)
-                sent += _send(reader, giver, taker, list(dict.fromkeys(keys)))
+                cursor, found = giver.scan(cursor, count=_PAGE)
+                keys = list(dict.fromkeys(found))
+                while keys:
+                    some, keys = keys[: pace.size], keys[pace.size :]
+                    sent += _send(reader, giver, taker, some, pace)
+                    _go_on()
                 if int(cursor) == 0:
                     break
-                if process.stopping():
-                    raise Cancelled("the run is being stopped")
     with source(0) as giver, target(0) as taker:
         if _libraries(giver):
             taker.execute_command("FUNCTION", "RESTORE", _pipelined(giver, [("FUNCTION", "DUMP")])[0], "FLUSH")
@@ -1571,9 +1622,10 @@ def _empty(target: Callable[[int], Client]) -> None:
                 client.unlink(key)
 
 
-def _send(reader: _Reader, giver: Client, taker: Client, keys: list[bytes]) -> int:
+def _send(reader: _Reader, giver: Client, taker: Client, keys: list[bytes], pace: _Pace) -> int:
     expiries = reader.expiries(giver, keys)
     values = _pipelined(giver, [("DUMP", key) for key in keys])
+    pace.saw(values)
     commands = [
         ("RESTORE", key, max(expiry, 0), value, "REPLACE", "ABSTTL")
         for key, expiry, value in zip(keys, expiries, values, strict=True)
@@ -1885,8 +1937,7 @@ class RedisRestoration(Restoration):
             if int(state.get("master_sync_in_progress", 0)) or int(_info(client, "persistence").get("loading", 0)):
                 self._touched = True
                 deadline = time.monotonic() + self._settings.save_timeout_s
-            if process.stopping():
-                raise Cancelled("the run is being stopped")
+            _go_on()
             if time.monotonic() > deadline:
                 if self._touched:
                     raise BackupError(f"{_where(self._settings)} did not end the transfer from the throwaway server")
