@@ -11,10 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from agentmem_backup import process
 from agentmem_backup.components.base import CONTENT, COUNTS
+from agentmem_backup.components.postgresql import PostgresqlCut
 from agentmem_backup.errors import BackupError
 from agentmem_backup.pipeline import Writer
 
+from tests.support.compare import capture_postgres, fact_differences
 from tests.support.pgstore import Session, Store, rows_in
 from tests.support.servers import Postgres
 
@@ -175,6 +178,88 @@ def test_table_changed_while_pg_dump_is_writing(store: Store, statement: str) ->
     assert rows_in(source)["public", "messages"] == 1500
     assert store.faults(source) == []
     assert store.restore(source)[0].equal
+
+
+_MADE = """
+CREATE SCHEMA tools; CREATE TYPE tools.mood AS ENUM ('calm', 'hasty'); CREATE FUNCTION tools.answer() RETURNS int LANGUAGE sql AS
+'SELECT 42'; CREATE FUNCTION tools.noted() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN new; END';
+CREATE TABLE tools.used (id int DEFAULT tools.answer(), felt tools.mood);
+CREATE TRIGGER noted BEFORE INSERT ON tools.used FOR EACH ROW EXECUTE FUNCTION tools.noted();
+CREATE VIEW tools.seen AS SELECT id FROM tools.used; CREATE MATERIALIZED VIEW tools.kept AS SELECT id FROM tools.used;
+CREATE FUNCTION tools.of_mood(tools.mood) RETURNS int LANGUAGE sql AS 'SELECT 1'"""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DROP FUNCTION tools.of_mood(tools.mood)",
+        "ALTER FUNCTION tools.answer() RENAME TO reply",
+        "CREATE TABLE tools.added (id int); CREATE OR REPLACE VIEW tools.seen AS SELECT id FROM tools.added",
+        "ALTER SCHEMA tools RENAME TO instruments",
+        "ALTER TYPE tools.mood RENAME TO temper",
+        "CREATE FUNCTION tools.later() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN new; END';"
+        " CREATE OR REPLACE TRIGGER noted BEFORE INSERT ON tools.used FOR EACH ROW EXECUTE FUNCTION tools.later()",
+        "DROP MATERIALIZED VIEW tools.kept",
+    ],
+)
+def test_a_definition_that_changes_before_pg_dump_has_read_it_is_dumped_whole(store: Store, change: str) -> None:
+    """pg_dump asks the server for texts that are of now, not of the snapshot: it archived half a function and said nothing."""
+
+    def execute(statements: str) -> None:
+        with store.server.connect_application() as connection:
+            connection.execute(statements)
+
+    execute(_MADE)
+    changes = [change]
+    source = store.dump(CONTENT, at_the_cut=lambda: execute(changes.pop()))
+    assert source.entry is not None and source.entry["attempts"] == 2
+    assert any("definitions were changed while pg_dump read them (pg_" in step for step in store.reporter.steps)
+    before = capture_postgres(store.server)
+    store.server.recreate_database()
+    comparison, __ = store.restore(source)
+    assert comparison.equal
+    assert list(fact_differences(before, capture_postgres(store.server))) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "CREATE TABLE later (id int PRIMARY KEY); CREATE VIEW also AS SELECT id FROM later; CREATE TYPE new AS ENUM ('a')",
+        "CREATE TEMP TABLE gone (id int CHECK (id > 1)); CREATE TEMP VIEW by AS SELECT id FROM gone; DROP TABLE gone CASCADE",
+        "REFRESH MATERIALIZED VIEW tools.kept",
+        "REINDEX TABLE memories",
+        "ANALYZE",
+        "GRANT SELECT ON memories TO PUBLIC",
+        "ALTER TYPE tools.mood ADD VALUE 'late'",
+        "BEGIN; DROP FUNCTION tools.of_mood(tools.mood); ROLLBACK",
+    ],
+)
+def test_what_changes_no_definition_in_the_dump_costs_no_attempt(store: Store, change: str) -> None:
+    with store.server.connect_application() as connection:
+        connection.execute(_MADE)
+
+        def act() -> None:
+            for one in change.split("; "):
+                connection.execute(one)
+
+        source = store.dump(at_the_cut=act)
+    assert source.entry is not None and source.entry["attempts"] == 1
+    assert store.restore(source)[0].equal
+
+
+def test_definitions_that_never_hold_still_fail_in_a_sentence(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.settings.postgresql.lock_attempts = 2
+    with store.server.connect_application() as connection:
+        connection.execute("CREATE FUNCTION answer() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        await_definitions = PostgresqlCut._await_definitions
+
+        def change_first(cut: PostgresqlCut, child: process.Child) -> None:
+            connection.execute("CREATE OR REPLACE FUNCTION answer() RETURNS int LANGUAGE sql AS 'SELECT 2'")
+            await_definitions(cut, child)
+
+        monkeypatch.setattr(PostgresqlCut, "_await_definitions", change_first)
+        with pytest.raises(BackupError, match=r"definitions were changed .*\(pg_proc\) in 2 attempts: back up at a quieter time"):
+            store.dump()
 
 
 def test_cut_lets_go_of_its_locks_at_close(store: Store) -> None:

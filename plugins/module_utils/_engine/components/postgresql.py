@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
 import threading
@@ -490,7 +491,7 @@ def sequence_facts(connection: Connection, sequences: list[Relation]) -> dict[st
     query = """SELECT s.seqrelid::bigint, s.seqincrement, s.seqcycle FROM pg_catalog.pg_sequence s WHERE s.seqrelid = ANY(%s)"""
     steps = {oid: (step, cycle) for oid, step, cycle in rows(connection, query, [[one.oid for one in sequences]])}
     facts = {}
-    for one in _in_turn(connection, sequences):
+    for one in sequences:
         last, called = rows(connection, statement("SELECT last_value, is_called FROM {}", one.sql))[0]
         step, cycle = steps[one.oid]
         facts[one.key] = {"last": last, "called": called, "increment": step, "cycle": cycle}
@@ -669,6 +670,41 @@ class _Contended(Exception):
     """Somebody else's lock or change came in between: let go of everything and try again."""
 
 
+_TEMPORARY = "SELECT oid FROM temporary"
+_OF_TEMPORARY = f"SELECT r.oid FROM pg_catalog.pg_class r WHERE r.relnamespace IN ({_TEMPORARY})"  # noqa: S608  constants
+_DEFINING = {  # catalog → which of its rows describe nothing temporary
+    **dict.fromkeys(("pg_aggregate", "pg_cast", "pg_enum", "pg_event_trigger", "pg_extension", "pg_foreign_server"), "true"),
+    **dict.fromkeys(("pg_language", "pg_publication", "pg_publication_rel", "pg_transform", "pg_ts_config_map"), "true"),
+    "pg_collation": f"c.collnamespace NOT IN ({_TEMPORARY})",
+    "pg_constraint": f"c.connamespace NOT IN ({_TEMPORARY})",
+    "pg_conversion": f"c.connamespace NOT IN ({_TEMPORARY})",
+    "pg_namespace": f"c.oid NOT IN ({_TEMPORARY})",
+    "pg_opclass": f"c.opcnamespace NOT IN ({_TEMPORARY})",
+    "pg_operator": f"c.oprnamespace NOT IN ({_TEMPORARY})",
+    "pg_opfamily": f"c.opfnamespace NOT IN ({_TEMPORARY})",
+    "pg_proc": f"c.pronamespace NOT IN ({_TEMPORARY})",
+    "pg_rewrite": f"c.ev_class NOT IN ({_OF_TEMPORARY})",
+    "pg_statistic_ext": f"c.stxnamespace NOT IN ({_TEMPORARY})",
+    "pg_trigger": f"c.tgrelid NOT IN ({_OF_TEMPORARY})",
+    "pg_ts_config": f"c.cfgnamespace NOT IN ({_TEMPORARY})",
+    "pg_ts_dict": f"c.dictnamespace NOT IN ({_TEMPORARY})",
+    "pg_type": f"c.typnamespace NOT IN ({_TEMPORARY})",
+}
+_TOUCHED = " UNION ALL ".join(
+    f"SELECT '{catalog}' AS catalog, c.xmax FROM pg_catalog.{catalog} c WHERE c.xmax <> '0'::xid AND {lasting}"  # noqa: S608  constants
+    for catalog, lasting in _DEFINING.items()
+)
+# Which catalogs have lost a row that the transaction's snapshot sees, because somebody has deleted or updated it since: xmax is
+# the lower half of the number of who did it, which is near the snapshot's own.
+_CHANGED = f"""
+WITH temporary AS (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname ~ '^pg_(toast_)?temp_'),
+  own AS (SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::bigint AS number),
+  touched AS ({_TOUCHED}),
+  by AS (SELECT catalog, number + (xmax::text::bigint - number % 4294967296 + 6442450944) % 4294967296 - 2147483648 AS whom
+    FROM touched, own)
+SELECT DISTINCT catalog FROM by WHERE whom > 0 AND pg_catalog.pg_xact_status(whom::text::xid8) = 'committed' ORDER BY 1"""  # noqa: S608  constants
+
+
 class PostgresqlCut(Cut):
     """All tables locked ACCESS SHARE, and a snapshot exported; pg_dump and the fingerprint both look through it."""
 
@@ -815,15 +851,18 @@ class PostgresqlCut(Cut):
             try:
                 return self._dump_once(out)
             except _Contended as reason:
-                self._attempt += 1
                 self._let_go_and_wait(str(reason))
                 self._hold()
 
     def _dump_once(self, out: Writer) -> None:
-        with ThreadPoolExecutor(1, thread_name_prefix="fingerprint") as pool:
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="fingerprint") as pool,
+            process.Child(self._command(), env=self._access.environment(), buffered=True, fed=True) as child,
+        ):
+            self._await_definitions(child)
             taken = pool.submit(fingerprint, self._open, self._level, self._inventory, self._sequences)
             try:
-                self._pump(out, taken)
+                self._pump(child, out, taken)
                 with self._access.answered("taking the fingerprint"):
                     self._entry["fingerprint"] = taken.result()
             except BaseException:
@@ -831,27 +870,46 @@ class PostgresqlCut(Cut):
                     self._open.cancel()
                 raise
 
-    def _pump(self, out: Writer, taken: Future[dict[str, Any]]) -> None:
-        written = 0
-        with process.Child(self._command(), env=self._access.environment(), buffered=True, fed=True) as child:
-            pipe = child.stdout.fileno()
-            with contextlib.suppress(OSError):
-                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIECE)
-            while size := out.fill_from(pipe):
-                written += size
-                if taken.done() and (error := taken.exception()) is not None:
-                    with self._access.answered("taking the fingerprint"):
-                        raise error
-            try:
-                child.wait()
-            except ToolError as error:
-                if taken.done() and (cause := taken.exception()) is not None:  # it took the snapshot along
-                    with self._access.answered("taking the fingerprint"):
-                        raise cause from None
-                if not written and "LOCK TABLE" in error.stderr:
-                    # Nothing has gone out yet, so letting go costs nothing; holding on would stop the application.
-                    raise _Contended("pg_dump could not lock the tables within the timeout") from None
-                raise
+    def _await_definitions(self, child: process.Child) -> None:
+        """Wait until pg_dump has read all definitions; its first byte says so (pg_backup_custom.c, _CloseArchive).
+
+        Of functions, views, rules, triggers and constraints it has the server write the text (ruleutils.c), which looks at
+        what they are now, and not at what they were in the snapshot. Of a function that was dropped meanwhile nothing comes,
+        and pg_dump archives a statement that no server takes; a view that was replaced may name a table that is not in the
+        dump (both measured). So where anything that the snapshot sees was changed, the archive is not taken.
+        """
+        waiting = select.poll()
+        waiting.register(child.stdout.fileno(), select.POLLIN)
+        has_begun = any(event & select.POLLIN for __, event in waiting.poll())
+        with self._access.answered("looking for changed definitions"):
+            changed = [str(catalog) for (catalog,) in rows(self._open, _CHANGED)]
+        if changed:
+            raise _Contended(f"definitions were changed while pg_dump read them ({', '.join(changed)})")
+        if has_begun:
+            return
+        try:
+            child.wait()
+        except ToolError as error:
+            if "LOCK TABLE" in error.stderr:
+                # Nothing has gone out yet, so letting go costs nothing; holding on would stop the application.
+                raise _Contended("pg_dump could not lock the tables within the timeout") from None
+            raise
+
+    def _pump(self, child: process.Child, out: Writer, taken: Future[dict[str, Any]]) -> None:
+        pipe = child.stdout.fileno()
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIECE)
+        while out.fill_from(pipe):
+            if taken.done() and (error := taken.exception()) is not None:
+                with self._access.answered("taking the fingerprint"):
+                    raise error
+        try:
+            child.wait()
+        except ToolError:
+            if taken.done() and (cause := taken.exception()) is not None:  # it took the snapshot along
+                with self._access.answered("taking the fingerprint"):
+                    raise cause from None
+            raise
 
     def _command(self) -> list[str]:
         command = [self._tool.path, "--format=custom", "--compress=0", "--no-password", f"--snapshot={self._snapshot}"]
