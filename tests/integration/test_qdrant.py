@@ -750,6 +750,54 @@ def test_a_collection_created_while_dumping_is_told(filled: Case) -> None:
     assert source.entry["warnings"] == ["collection late was created during the dump and is not in it"]
 
 
+@pytest.mark.parametrize("when", ["before the cut", "before the snapshot", "after the snapshot"])
+def test_payload_indexes_that_change_while_dumping_are_restored_as_they_are_in_it(filled: Case, proxy: Proxy, when: str) -> None:
+    """An index of a restored collection that the description of it did not know made a whole restore end as "differs"."""
+    indexes = filled.ask("GET", "/collections/memories")["payload_schema"]
+    left: list[str] = [when]
+
+    def change() -> None:
+        left.clear()
+        filled.ask("PUT", "/collections/memories/index?wait=true", {"field_name": "late", "field_schema": "keyword"})
+        filled.ask("DELETE", "/collections/memories/index/importance?wait=true")
+
+    def ready() -> None:
+        if left == ["before the cut"]:
+            change()
+
+    def before(method: str, path: str) -> None:
+        if left == ["before the snapshot"] and is_making(method, path) and "/memories/" in path:
+            change()
+
+    def after(method: str, path: str, __: dict[str, Any]) -> None:
+        if left == ["after the snapshot"] and is_making(method, path) and "/memories/" in path:
+            change()
+
+    proxy.before, proxy.alter = before, after
+    filled.settings.qdrant.url = proxy.url
+    source = filled.dump(CONTENT, ready=ready)
+    assert left == []
+    filled.delete("memories")
+    filled.restore(source)
+    restored = filled.ask("GET", "/collections/memories")["payload_schema"]
+    changed = {*indexes} - {"importance"} | {"late"}
+    assert {*restored} == ({*indexes} if when == "after the snapshot" else changed)
+
+
+def test_a_collection_made_anew_with_other_vectors_while_dumping_fails_in_words(filled: Case, proxy: Proxy) -> None:
+    def exchange(method: str, path: str) -> None:
+        if is_making(method, path) and "/agents/" in path:
+            proxy.before = lambda method, path: None
+            filled.delete("agents")
+            filled.ask("PUT", "/collections/agents", small())
+
+    proxy.before = exchange
+    filled.settings.qdrant.url = proxy.url
+    with pytest.raises(BackupError, match="collection agents was made anew while it was being dumped, with the vectors"):
+        filled.dump()
+    assert filled.snapshots() == []
+
+
 def wait_for_a_new_second() -> None:
     """What follows has the most time to happen within one."""
     while time.time() % 1 > 0.05:

@@ -700,6 +700,12 @@ def _schema(info: dict[str, Any]) -> dict[str, Any]:
     return {name: {key: one[key] for key in one if key != "points"} for name, one in info["payload_schema"].items()}
 
 
+def _indexes(record: dict[str, Any], name: str) -> list[Any]:
+    """What a field's payload index may be in a snapshot: as it was before it was made, or after; None is no index."""
+    before = record["payload_schema"]
+    return [before.get(name), record.get("payload_schema_after", before).get(name)]
+
+
 def _problem(collection: str, info: dict[str, Any]) -> str | None:
     """Why a collection cannot be backed up as it is."""
     if info["status"] != "red":
@@ -1324,6 +1330,9 @@ class _Collection:
 
     name: str
     info: dict[str, Any]
+    """As the server described it before its snapshots were made."""
+    then: dict[str, Any] = field(default_factory=dict)
+    """The same afterwards."""
     before: int = 0
     after: int = 0
     snapshots: list[_Made] = field(default_factory=list)
@@ -1338,10 +1347,12 @@ class _Collection:
         return total
 
     def record(self) -> dict[str, Any]:
+        changed = _schema(self.then) != _schema(self.info)
         return {
             "name": self.name,
             "config": self.info["config"],
             "payload_schema": _schema(self.info),
+            **({"payload_schema_after": _schema(self.then)} if changed else {}),
             "count_before": self.before,
             "count_after": self.after,
             "snapshots": [one.record() for one in self.snapshots],
@@ -1387,17 +1398,28 @@ class QdrantCut(Cut):
         self.aliases = {alias: name for alias, name in sorted(first.aliases().items()) if name in chosen}
 
     def _make(self, collection: _Collection) -> None:
-        """The snapshots of one collection, one node after the other, between two exact counts."""
+        """The snapshots of one collection, one node after the other, between two looks at it."""
         first = self.nodes[0]
         try:
-            collection.before = first.count(collection.name)
+            collection.info, collection.before = first.info(collection.name), first.count(collection.name)
             for node in self.nodes:
                 made = self.component.snapshot(node, collection.name)
                 shards = node.shards(collection.name) if node.name else []
                 collection.snapshots.append(_Made(node, collection.name, _traits(made), shards))
-            collection.after = first.count(collection.name)
+            self._look_afterwards(collection)
         except Answered as error:
             raise self._explained(error, collection.name) from error
+
+    def _look_afterwards(self, collection: _Collection) -> None:
+        """Count and describe a collection whose snapshots were made; what is in them lies between this and the look before."""
+        first = self.nodes[0]
+        collection.then, collection.after = first.info(collection.name), first.count(collection.name)
+        old, new = _shape(collection.info["config"]), _shape(collection.then["config"])
+        if old != new:
+            raise BackupError(
+                f"collection {collection.name} was made anew while it was being dumped, with the vectors {new} where it had"
+                f" {old}: run the backup again"
+            )
 
     def _explained(self, error: Answered, collection: str) -> BackupError:
         if error.status != 404:
@@ -1447,12 +1469,12 @@ class QdrantCut(Cut):
             except Taken as error:
                 self.component.reporter.warn(f"{error}; it is made again")
                 self.component.drop(made.node, collection.name, made.traits)
-                before = first.count(collection.name)
+                info, before = first.info(collection.name), first.count(collection.name)
                 made.traits = _traits(self.component.snapshot(made.node, collection.name))
                 made.shards = made.node.shards(collection.name) if made.node.name else []
-                collection.after = first.count(collection.name)
                 if len(collection.snapshots) == 1:
-                    collection.before = before
+                    collection.info, collection.before = info, before
+                self._look_afterwards(collection)
         return self.component.opened(made.node, collection.name, made.traits)
 
     def _fetch(self, collection: _Collection, made: _Made, out: Writer) -> None:
@@ -2221,7 +2243,7 @@ class QdrantRestoration(Restoration):
         info = self._settled(target.name)
         present = _schema(info)
         for name, described in target.record["payload_schema"].items():
-            if name not in present:
+            if name not in present and None not in _indexes(target.record, name):
                 schema = (
                     {**described.get("params", {}), "type": described["data_type"]}
                     if described.get("params")
@@ -2312,10 +2334,11 @@ class QdrantRestoration(Restoration):
         old, new = _shape(target.record["config"]), _shape(info["config"])
         if old != new:
             found.differences.append(f"collection {target.name} has the vectors {new} where the backup has {old}")
-        if _schema(info) != target.record["payload_schema"]:
+        recorded, here = target.record["payload_schema"], _schema(info)
+        fields = {*recorded, *here, *target.record.get("payload_schema_after", {})}
+        if any(here.get(name) not in _indexes(target.record, name) for name in fields):
             found.differences.append(
-                f"collection {target.name} has the payload indexes {_named(_schema(info))} where the backup has "
-                f"{_named(target.record['payload_schema'])}"
+                f"collection {target.name} has the payload indexes {_named(here)} where the backup has {_named(recorded)}"
             )
         self._compare_content(target, found)
 
