@@ -9,9 +9,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from agentmem_backup import process
+from agentmem_backup.components import postgresql
 from agentmem_backup.components.base import CONTENT, COUNTS
 from agentmem_backup.components.postgresql import PostgresqlCut
 from agentmem_backup.errors import BackupError
@@ -244,6 +246,58 @@ def test_what_changes_no_definition_in_the_dump_costs_no_attempt(store: Store, c
 
         source = store.dump(at_the_cut=act)
     assert source.entry is not None and source.entry["attempts"] == 1
+    assert store.restore(source)[0].equal
+
+
+def test_a_materialized_view_that_is_being_refreshed_does_not_end_the_backup(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for pg_dump, which has looked at the view, and whoever counts its rows would wait for both."""
+    with store.server.connect_application() as connection:
+        connection.execute(_MADE)
+        connection.execute("INSERT INTO tools.used SELECT 1 FROM generate_series(1, 9); REFRESH MATERIALIZED VIEW tools.kept")
+    refreshing: list[Session] = []
+    await_definitions = PostgresqlCut._await_definitions
+
+    def refresh_then(cut: PostgresqlCut, child: process.Child) -> None:
+        await_definitions(cut, child)
+        statements = "BEGIN; REFRESH MATERIALIZED VIEW tools.kept; SELECT pg_advisory_lock(7); COMMIT"
+        refreshing.append(Session(store.server, statements))
+        assert refreshing[0].wait_until_blocked_or_done(), "pg_dump must hold it back"
+
+    monkeypatch.setattr(PostgresqlCut, "_await_definitions", refresh_then)
+    with store.server.connect_application() as connection:
+        connection.execute("SELECT pg_advisory_lock(7)")
+        source = store.dump(CONTENT)
+    refreshing[0].ended()
+    assert source.entry is not None
+    assert source.entry["fingerprint"]["materialized_views"]["tools.kept"] == {"populated": True, "rows": None}
+    store.server.recreate_database()
+    comparison, __ = store.restore(source)
+    assert comparison.equal
+    assert any("materialized view tools.kept: it was being refreshed" in one for one in comparison.not_compared)
+    with store.server.connect_application() as connection:
+        assert connection.execute("SELECT count(*) FROM tools.kept").fetchone() == (9,)
+
+
+@pytest.mark.parametrize("statement", ["DROP SCHEMA tools CASCADE", "DROP SEQUENCE tools.numbers"])
+def test_what_is_dropped_between_the_list_and_its_lock_costs_an_attempt(
+    store: Store, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    with store.server.connect_application() as connection:
+        connection.execute(f"{_MADE}; CREATE SEQUENCE tools.numbers")
+        statements = [statement]
+        read = "sequence_facts" if "SEQUENCE" in statement else "inventory"
+        original = getattr(postgresql, read)
+
+        def drop_first(*arguments: Any, **options: Any) -> Any:
+            if statements:
+                connection.execute(statements.pop())
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(postgresql, read, drop_first)
+        source = store.dump()
+    assert source.entry is not None and source.entry["attempts"] == 2
     assert store.restore(source)[0].equal
 
 

@@ -500,11 +500,24 @@ def sequence_facts(connection: Connection, sequences: list[Relation]) -> dict[st
 
 def _view_facts(connection: Connection, views: list[Relation]) -> dict[str, dict[str, Any]]:
     facts: dict[str, dict[str, Any]] = {}
-    for view in _in_turn(connection, views):
+    for view in views:
         filled = value(connection, "SELECT relispopulated FROM pg_catalog.pg_class WHERE oid = %s", [view.oid])
-        count = value(connection, statement("SELECT count(*) FROM {}", view.sql)) if filled else None
-        facts[view.key] = {"populated": filled, "rows": count}
+        facts[view.key] = {"populated": filled, "rows": _count_view(connection, view) if filled else None}
     return facts
+
+
+def _count_view(connection: Connection, view: Relation) -> int | None:
+    """The rows of a materialized view; None where it is being refreshed, for longer than we wait, or was dropped meanwhile.
+    Neither is in pg_dump's way, which takes the definition only. The caller is within a transaction."""
+    import psycopg
+
+    connection.execute("SAVEPOINT counting")
+    try:
+        return int(value(connection, statement("SELECT count(*) FROM {}", view.sql)))
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        return None
+    finally:
+        connection.execute("ROLLBACK TO SAVEPOINT counting; RELEASE SAVEPOINT counting")
 
 
 def fingerprint(
@@ -589,7 +602,9 @@ def _compare_sequence(outcome: Comparison, name: str, before: dict[str, Any], no
 
 def _compare_view(outcome: Comparison, name: str, before: dict[str, Any], now: dict[str, Any] | None) -> None:
     _expect(outcome, f"materialized view {name} filled", before["populated"], now["populated"] if now else None)
-    if now and before["populated"] == now["populated"] and before["rows"] != now["rows"]:
+    if before["populated"] and before["rows"] is None:
+        outcome.not_compared.append(f"materialized view {name}: it was being refreshed, or dropped, while it was backed up")
+    elif now and before["populated"] == now["populated"] and before["rows"] != now["rows"]:
         outcome.not_compared.append(
             f"materialized view {name}: {before['rows']} rows when last refreshed, {now['rows']} now, computed anew"
         )
@@ -801,7 +816,7 @@ class PostgresqlCut(Cut):
                 connection.execute(statement("LOCK TABLE {} IN ACCESS SHARE MODE", names))
         except psycopg.errors.LockNotAvailable:
             raise _Contended("the tables could not be locked within the timeout") from None
-        except psycopg.errors.UndefinedTable:
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
             raise _Contended("a table was dropped or renamed while it was being locked") from None
         except psycopg.errors.OutOfMemory:
             raise BackupError(
@@ -816,7 +831,10 @@ class PostgresqlCut(Cut):
         self.moment = clock.now()
         if relations(connection) != before:
             raise _Contended("tables were made or changed while they were being locked")
-        self._sequences = sequence_facts(connection, self._inventory.sequences)
+        try:
+            self._sequences = sequence_facts(connection, self._inventory.sequences)
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+            raise _Contended("a sequence was dropped or renamed before it was read") from None
 
     @property
     def _timeout_ms(self) -> int:
