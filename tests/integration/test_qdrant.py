@@ -1314,6 +1314,40 @@ def test_field_note_payload_indexes_that_did_not_come_back_are_made(filled: Case
     assert filled.differs(before) == []
 
 
+def change_indexes(case: Case) -> None:
+    """An index more, another of a different type, and one less."""
+    index = "/collections/memories/index"
+    case.ask("PUT", f"{index}?wait=true", {"field_name": '"made later"', "field_schema": "keyword"})
+    case.ask("DELETE", f"{index}/importance?wait=true")
+    case.ask("PUT", f"{index}?wait=true", {"field_name": "importance", "field_schema": "keyword"})
+    case.ask("DELETE", f"{index}/user_id?wait=true")
+
+
+def test_payload_indexes_that_were_changed_since_the_backup_are_as_in_it(filled: Case) -> None:
+    """An upload over a live collection leaves it the indexes that it has."""
+    before = filled.facts()
+    source = filled.dump()
+    change_indexes(filled)
+    assert filled.differs(before) != []
+    filled.restore(source)
+    assert filled.differs(before) == []
+
+
+def test_payload_indexes_that_were_changed_since_the_backup_are_changed_again_when_it_is_taken_back(filled: Case) -> None:
+    source = filled.dump()
+    change_indexes(filled)
+    changed = filled.facts()
+    restoration = filled.component.restoration(source, RestoreOptions())
+    try:
+        restoration.prepare()
+        restoration.commit()
+        assert filled.differs(changed) != []
+        restoration.abort()
+    finally:
+        restoration.close()
+    assert filled.differs(changed) == []
+
+
 def test_field_note_the_upload_asks_for_everything_explicitly(filled: Case, proxy: Proxy) -> None:
     source = filled.dump()
     assert source.entry is not None

@@ -613,6 +613,11 @@ class Node:
         body = {"field_name": field_name, "field_schema": schema}
         self.ask("PUT", _path(collection) + "/index?wait=true", body, what=f"making the payload index {field_name}")
 
+    def delete_index(self, collection: str, field_name: str) -> None:
+        """Delete a payload index and wait for it."""
+        path = f"{_path(collection, 'index', field_name)}?wait=true"
+        self.ask("DELETE", path, what=f"deleting the payload index {field_name}")
+
     def points(self, collection: str, numbers: int) -> Iterator[dict[str, Any]]:
         """Every point with payload and vectors, `numbers` of them in each."""
         ask: dict[str, Any] = {"limit": points.page_size(numbers), "with_payload": True, "with_vector": True}
@@ -2239,18 +2244,23 @@ class QdrantRestoration(Restoration):
                 self.component.note(_UPLOADED, url=upload.node.url, collection=upload.collection, name=upload.name)
 
     def _finish(self, target: _Target) -> None:
-        """Wait until the collection answers, and make the payload indexes that did not come back (older servers)."""
-        info = self._settled(target.name)
-        present = _schema(info)
-        for name, described in target.record["payload_schema"].items():
-            if name not in present and None not in _indexes(target.record, name):
-                schema = (
-                    {**described.get("params", {}), "type": described["data_type"]}
-                    if described.get("params")
-                    else described["data_type"]
-                )
-                self.nodes[0].create_index(target.name, name, schema)
+        """Wait until the collection answers, and see to its payload indexes."""
+        self._put_indexes(target.name, self._settled(target.name), target.record)
         target.restored = True
+
+    def _put_indexes(self, collection: str, info: dict[str, Any], record: dict[str, Any]) -> None:
+        """Make the payload indexes those of `record`: an upload over a live collection leaves it the indexes that it has
+        (1.18.3), and older servers bring none along."""
+        present = _schema(info)
+        for name in sorted({*present, *record["payload_schema"]}):
+            recorded = _indexes(record, name)
+            if present.get(name) in recorded:
+                continue
+            if name in present:
+                self.nodes[0].delete_index(collection, name)
+            if described := recorded[0]:
+                kind, parameters = described["data_type"], described.get("params")
+                self.nodes[0].create_index(collection, name, {**parameters, "type": kind} if parameters else kind)
 
     def _settled(self, name: str) -> dict[str, Any]:
         """The collection's info once it is green, or answers and only goes on optimizing. Raises BackupError."""
@@ -2423,7 +2433,9 @@ class QdrantRestoration(Restoration):
                 self._leftovers.append(upload)
                 with self._kept(upload):
                     self.component.upload_file(node, target.name, safety, upload.name)
-            self._settled(target.name)
+            info = self._settled(target.name)
+            if target.live is not None:
+                self._put_indexes(target.name, info, {"payload_schema": _schema(target.live)})
             count = first.count(target.name)
             if target.safety_count is not None and count < target.safety_count:
                 raise BackupError(f"after going back it has {count} points of {target.safety_count}")
