@@ -784,6 +784,44 @@ def test_payload_indexes_that_change_while_dumping_are_restored_as_they_are_in_i
     assert {*restored} == ({*indexes} if when == "after the snapshot" else changed)
 
 
+@pytest.mark.parametrize(("came", "said"), [(5, "not compared"), (40, "differs")])
+def test_points_that_came_and_went_while_dumping_are_not_called_a_difference(
+    filled: Case, proxy: Proxy, came: int, said: str
+) -> None:
+    """Counted before and after, and inside were more than at either time: the storm of a busy night, and no damage."""
+    ids = [100_000 + number for number in range(came)]
+    left = filled.ask("POST", "/collections/memories/points/scroll", {"limit": 1})["points"][0]["id"]
+
+    def come(method: str, path: str) -> None:
+        if is_making(method, path) and "/memories/" in path:
+            point = filled.ask(
+                "POST", "/collections/memories/points", {"ids": [left], "with_vector": True, "with_payload": True}
+            )[0]
+            points = [{"id": one, "vector": point["vector"], "payload": point["payload"]} for one in ids]
+            filled.ask("PUT", "/collections/memories/points?wait=true", {"points": points})
+
+    def go(method: str, path: str, __: dict[str, Any]) -> None:
+        if is_making(method, path) and "/memories/" in path:
+            filled.ask("POST", "/collections/memories/points/delete?wait=true", {"points": [*ids, left]})
+
+    proxy.before, proxy.alter = come, go
+    filled.settings.qdrant.url = proxy.url
+    source = filled.dump()
+    proxy.before, proxy.alter = lambda method, path: None, lambda method, path, answer: None
+    restoration = filled.component.restoration(source, RestoreOptions())
+    try:
+        restoration.prepare()
+        restoration.commit()
+        restoration.complete()
+        comparison = restoration.compare()
+    finally:
+        restoration.close()
+    assert filled.ask("POST", "/collections/memories/points/count", {"exact": True})["count"] == 200 + came
+    assert comparison.equal == (said == "not compared")
+    [sentence] = comparison.not_compared if comparison.equal else comparison.differences
+    assert "200" in sentence and "199" in sentence and str(200 + came) in sentence
+
+
 def test_a_collection_made_anew_with_other_vectors_while_dumping_fails_in_words(filled: Case, proxy: Proxy) -> None:
     def exchange(method: str, path: str) -> None:
         if is_making(method, path) and "/agents/" in path:
