@@ -784,11 +784,9 @@ def test_payload_indexes_that_change_while_dumping_are_restored_as_they_are_in_i
     assert {*restored} == ({*indexes} if when == "after the snapshot" else changed)
 
 
-@pytest.mark.parametrize(("came", "said"), [(5, "not compared"), (40, "differs")])
-def test_points_that_came_and_went_while_dumping_are_not_called_a_difference(
-    filled: Case, proxy: Proxy, came: int, said: str
-) -> None:
-    """Counted before and after, and inside were more than at either time: the storm of a busy night, and no damage."""
+@pytest.mark.parametrize("came", [5, 40])
+def test_a_difference_that_may_be_points_that_came_and_went_while_dumping_says_so(filled: Case, proxy: Proxy, came: int) -> None:
+    """Counted before and after, and inside were more than at either time: the storm of a busy night, and perhaps no damage."""
     ids = [100_000 + number for number in range(came)]
     left = filled.ask("POST", "/collections/memories/points/scroll", {"limit": 1})["points"][0]["id"]
 
@@ -817,9 +815,8 @@ def test_points_that_came_and_went_while_dumping_are_not_called_a_difference(
     finally:
         restoration.close()
     assert filled.ask("POST", "/collections/memories/points/count", {"exact": True})["count"] == 200 + came
-    assert comparison.equal == (said == "not compared")
-    [sentence] = comparison.not_compared if comparison.equal else comparison.differences
-    assert "200" in sentence and "199" in sentence and str(200 + came) in sentence
+    [sentence] = comparison.differences
+    assert f"has {200 + came} points where the backup has between 199 and 200 (or some beside them" in sentence
 
 
 def test_a_collection_made_anew_with_other_vectors_while_dumping_fails_in_words(filled: Case, proxy: Proxy) -> None:

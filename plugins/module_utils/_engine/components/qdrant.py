@@ -76,7 +76,10 @@ _MAKE_TRIES, _OPEN_TRIES, _LIST_TRIES = 8, 4, 10
 _SETTLE_S = 5.0  # how long a restored collection may go on optimizing before we stop waiting: it answers all the while
 _READY_S = 120.0
 _QUESTION_S = 5.0  # how long a run that is being stopped waits for the answer to a question
-_ROUGHLY = 0.05  # how far beside the counts around a cut a number of points may lie, as a part of them
+_BUSY = (
+    " (or some beside them: it was written to while its snapshot was made, and what came and went again was in neither count;"
+    " the fingerprint content counts the points inside)"
+)
 _RATED_S = 120.0  # how long a server that limits the rate of requests is asked again
 _IDLE_S = 2.0  # how long an idle connection is used again: Qdrant closes it after 5 (http_keep_alive_timeout_sec, as httpx would)
 _FIRST_S = 20.0  # within what a server that is well answers the first questions, however much it has to do
@@ -731,14 +734,6 @@ def _holds(record: dict[str, Any], count: int) -> bool:
         return bool(count == record["points"])
     low, high = sorted((int(record["count_before"]), int(record["count_after"])))
     return low <= count <= high
-
-
-def _moved(record: dict[str, Any], count: int) -> bool:
-    """Whether a number of points lies a little beside the counts around the cut, and these differ: points came and went
-    meanwhile, and how many there were in between nobody has counted."""
-    low, high = sorted((int(record["count_before"]), int(record["count_after"])))
-    beside = not _holds(record, count) and (1 - _ROUGHLY) * low <= count <= (1 + _ROUGHLY) * high
-    return record.get("points") is None and low < high and beside
 
 
 def _expected(record: dict[str, Any]) -> str:
@@ -2367,15 +2362,12 @@ class QdrantRestoration(Restoration):
 
     def _compare_count(self, target: _Target, found: Comparison) -> None:
         count, wanted = self.nodes[0].count(target.name), self._fingerprint(target)
-        if _moved(wanted, count):
-            found.not_compared.append(
-                f"the number of points of collection {target.name}: it was written to while its snapshot was made"
-                f" ({wanted['count_before']} points before, {wanted['count_after']} after, {count} here)"
-            )
-            return
         found.compared += 1
         if not _holds(wanted, count):
-            found.differences.append(f"collection {target.name} has {count} points where the backup has {_expected(wanted)}")
+            busy = "" if wanted["count_before"] == wanted["count_after"] or wanted.get("points") is not None else _BUSY
+            found.differences.append(
+                f"collection {target.name} has {count} points where the backup has {_expected(wanted)}{busy}"
+            )
 
     def _compare_content(self, target: _Target, found: Comparison) -> None:
         wanted = self._fingerprint(target)
