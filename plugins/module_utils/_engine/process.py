@@ -115,8 +115,7 @@ class Child:
         `fed`: what the program does is take what a server sends. It gives way (nice(2)) to the server, which it would
         otherwise interrupt for every 8 KiB: measured, pg_dump is done a tenth sooner where two processors are busy.
         """
-        if _stopping.is_set():
-            raise Cancelled("the run is being stopped")
+        raise_if_stopping()
         self.name = Path(argv[0]).name
         stdbuf = _buffering() if buffered else None
         drop: dict[str, Any] = {"user": user[0], "group": user[1], "extra_groups": []} if user else {}
@@ -183,8 +182,7 @@ class Child:
         self._listener.join(timeout=5)
         self._forget()
         if returncode not in accept:
-            if _stopping.is_set():
-                raise Cancelled("the run is being stopped")
+            raise_if_stopping()
             ended = (
                 f"was ended by {signal.Signals(-returncode).name}" if returncode < 0 else f"failed with exit status {returncode}"
             )
@@ -364,6 +362,12 @@ def end_with_parent() -> None:
 def stopping() -> bool:
     """Whether the run is being given up; loops that move data ask."""
     return _stopping.is_set()
+
+
+def raise_if_stopping() -> None:
+    """Raises Cancelled where the run is being given up."""
+    if stopping():
+        raise Cancelled("the run is being stopped")
 
 
 def resume() -> None:

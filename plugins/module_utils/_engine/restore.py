@@ -281,8 +281,7 @@ class _Turns:
         try:
             for before in names[: names.index(name)] if name in names else []:
                 while not self._done[before].wait(0.5):
-                    if process.stopping():
-                        raise Cancelled("the run is being stopped")
+                    process.raise_if_stopping()
             yield
         finally:
             if name in names:

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from .. import clock, process
-from ..errors import BackupError, Cancelled, ToolError, UsageError, VerificationError, one_line
+from ..errors import BackupError, ToolError, UsageError, VerificationError, one_line
 from ..formats import pgarchive
 from ..formats.pgarchive import Archive, ArchiveError, Entry
 from ..pipeline import PIECE, Writer
@@ -463,8 +463,7 @@ def table_facts(connection: Connection, tables: list[Relation], level: str) -> d
     facts: dict[str, dict[str, Any]] = {}
     columns = _columns(connection, tables) if level == CONTENT else {}
     for table in _in_turn(connection, tables):
-        if process.stopping():
-            raise Cancelled("the run is being stopped")
+        process.raise_if_stopping()
         if level == COUNTS:
             facts[table.key] = {"rows": value(connection, statement("SELECT count(*) FROM ONLY {}", table.sql))}
             continue
@@ -795,8 +794,7 @@ class PostgresqlCut(Cut):
         self._component.reporter.step(f"postgresql: {reason}; letting go and trying again" + (f" ({blocker})" if blocker else ""))
         until = time.monotonic() + min(0.2 * 2**self._attempt, 5.0)
         while time.monotonic() < until:
-            if process.stopping():
-                raise Cancelled("the run is being stopped")
+            process.raise_if_stopping()
             time.sleep(0.05)
 
     def _hold_once(self) -> None:

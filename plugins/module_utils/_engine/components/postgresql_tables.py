@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import process
-from ..errors import BackupError, Cancelled
+from ..errors import BackupError
 from ..formats import pgarchive
 from ..settings import PostgresqlSettings
 from .base import COUNTS, Comparison
@@ -168,8 +168,7 @@ class TablesRestoration(PostgresqlRestoration):
                 return tables, keys
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
                 live.execute("ROLLBACK")
-            if process.stopping():
-                raise Cancelled("the run is being stopped")
+            process.raise_if_stopping()
             time.sleep(_LOCK_PAUSE_S)
         raise BackupError(
             f"the application does not let go of {listed(everything)}, and nothing was changed: set services or a fence hook, so "
@@ -212,8 +211,7 @@ class TablesRestoration(PostgresqlRestoration):
             live.cursor().copy(statement("COPY {} ({}) FROM STDIN", table.sql, names)) as writing,
         ):
             for piece in reading:
-                if process.stopping():
-                    raise Cancelled("the run is being stopped")
+                process.raise_if_stopping()
                 writing.write(piece)
         for name, state in triggers:
             live.execute(statement(f"ALTER TABLE ONLY {{}} {_ENABLE[state]} {{}}", table.sql, identifier(name)))

@@ -47,7 +47,7 @@ from ..errors import BackupError, Cancelled, UsageError, VerificationError, one_
 from ..formats import tarball
 from ..libraries import missing, require
 from ..pipeline import PIECE, Writer
-from ..process import guarded, stopping
+from ..process import guarded, raise_if_stopping, stopping
 from ..settings import QdrantSettings
 from .base import (
     CONTENT,
@@ -585,8 +585,7 @@ class Node:
             if int(length) != size:
                 raise Taken(f"the snapshot {name} has {length} bytes on {self.shown}, which said {size} when making it")
             while count := answer.readinto(buffer):
-                if stopping():
-                    raise Cancelled("the run is being stopped")
+                raise_if_stopping()
                 seen += count
                 yield buffer[:count]
         if seen != size:
@@ -631,8 +630,7 @@ class Node:
             yield from page["points"]
             if page.get("next_page_offset") is None:
                 return
-            if stopping():
-                raise Cancelled("the run is being stopped")
+            raise_if_stopping()
             ask["offset"] = page["next_page_offset"]
 
 
@@ -2186,8 +2184,7 @@ class QdrantRestoration(Restoration):
                 for operation, facts in changes:
                     with contextlib.suppress(Answered):  # the same move is still under way
                         self.nodes[0].change_shards(target.name, operation, facts)
-                if stopping():
-                    raise Cancelled("the run is being stopped")
+                raise_if_stopping()
                 if time.monotonic() > deadline:
                     raise BackupError(f"shard {shard} of {target.name} cannot be placed as it was when it was backed up")
                 time.sleep(0.2)
@@ -2279,8 +2276,7 @@ class QdrantRestoration(Restoration):
                 trouble = _problem(name, info) or ""
             except Answered as error:
                 trouble = str(error)
-            if stopping():
-                raise Cancelled("the run is being stopped")
+            raise_if_stopping()
             if trouble and time.monotonic() - begun > _READY_S:
                 raise BackupError(f"collection {name} does not become ready after its upload: {trouble}")
             time.sleep(0.05)

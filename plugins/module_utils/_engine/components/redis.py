@@ -277,17 +277,11 @@ def _sync_refused(client: Client) -> str | None:
     return one_line(answer[1:].decode(errors="replace")) if answer.startswith(b"-") else None
 
 
-def _go_on() -> None:
-    """Raises Cancelled where the run is being stopped."""
-    if process.stopping():
-        raise Cancelled("the run is being stopped")
-
-
 def _wait(ready: Callable[[], bool], seconds: float, what: str) -> None:
     """Ask until it is so. Raises BackupError that says `what` did not happen in time."""
     deadline = time.monotonic() + seconds
     while not ready():
-        _go_on()
+        process.raise_if_stopping()
         if time.monotonic() > deadline:
             raise BackupError(f"{what} within {seconds:g} s")
         time.sleep(_POLL_S)
@@ -673,7 +667,7 @@ class _Reader:
             self._page(client, database, keys, held)
             if int(cursor) == 0:
                 return
-            _go_on()
+            process.raise_if_stopping()
 
     def _page(self, client: Client, database: int, keys: list[bytes], held: _Held) -> None:
         alive: list[tuple[bytes, str, int, int]] = []
@@ -1596,7 +1590,7 @@ def _copy_keys(source: Callable[[int], Client], target: Callable[[int], Client])
                 while keys:
                     some, keys = keys[: pace.size], keys[pace.size :]
                     sent += _send(reader, giver, taker, some, pace)
-                    _go_on()
+                    process.raise_if_stopping()
                 if int(cursor) == 0:
                     break
     with source(0) as giver, target(0) as taker:
@@ -1937,7 +1931,7 @@ class RedisRestoration(Restoration):
             if int(state.get("master_sync_in_progress", 0)) or int(_info(client, "persistence").get("loading", 0)):
                 self._touched = True
                 deadline = time.monotonic() + self._settings.save_timeout_s
-            _go_on()
+            process.raise_if_stopping()
             if time.monotonic() > deadline:
                 if self._touched:
                     raise BackupError(f"{_where(self._settings)} did not end the transfer from the throwaway server")
