@@ -186,16 +186,51 @@ def test_what_was_not_read_to_its_end_has_no_digest(tmp_path: Path) -> None:
         reader.digest()
 
 
+def open_files(path: Path) -> int:
+    """How many descriptors of this process are open on `path`."""
+    links = (link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+    return sum(link == path for link in links)
+
+
+@pytest.mark.parametrize(("past_cache", "threads"), [(False, 1), (True, 2)])
 @pytest.mark.parametrize("hashing", [True, False])
-def test_a_reader_that_is_left_early_ends_its_thread(tmp_path: Path, hashing: bool) -> None:
+def test_a_reader_that_is_left_early_ends_its_threads(tmp_path: Path, hashing: bool, past_cache: bool, threads: int) -> None:
     path = tmp_path / "file"
     write(path, random.Random(7).randbytes(40 * PIECE), "gzip")
     before = threading.active_count()
-    pieces = Reader(path, compression="gzip", hashing=hashing).pieces()
+    pieces = Reader(path, compression="gzip", hashing=hashing, past_cache=past_cache).pieces()
     next(pieces)
-    assert threading.active_count() == before + 1
+    assert threading.active_count() == before + threads
+    assert open_files(path) == 1
     pieces.close()
     assert threading.active_count() == before
+    assert not open_files(path)
+
+
+@pytest.mark.parametrize("past_cache", [False, True])
+def test_a_disk_that_fails_in_the_middle_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, past_cache: bool
+) -> None:
+    path = tmp_path / "file"
+    write(path, random.Random(8).randbytes(8 * PIECE), "gzip")
+    read, left = os.readv, iter(range(3))
+
+    def fails(descriptor: int, buffers: list[memoryview]) -> int:
+        if next(left, None) is None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(descriptor, buffers)
+
+    monkeypatch.setattr(os, "readv", fails)
+    before, seen = threading.active_count(), 0
+    reader = Reader(path, compression="gzip", past_cache=past_cache)
+    with pytest.raises(BackupError, match=f"^reading {path} failed: Input/output error"):
+        for piece in reader.pieces():
+            seen += len(piece)
+    assert seen >= PIECE
+    assert threading.active_count() == before
+    assert not open_files(path)
+    with pytest.raises(BackupError, match="was not read to its end"):
+        reader.digest()
 
 
 @pytest.mark.parametrize("place", ["disk", "memory"])

@@ -17,6 +17,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import itertools
 import mmap
 import os
 import queue
@@ -41,7 +42,7 @@ except ImportError:  # no wheel for this machine: the same bytes, more slowly
 
 PIECE = 512 * 1024
 Piece: TypeAlias = "bytes | memoryview"
-_BUFFERS, _READY = 6, 1
+_BUFFERS, _READY = 4, 2
 _SAMPLE = 32 * 1024
 _LITTLE, _MOMENT_S = 256 * 1024, 0.001
 STRIDE = 64 * PIECE
@@ -297,8 +298,7 @@ class Writer:
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Take the next bytes; returns how many (all), so that a tarfile can write here. Raises what a later stage met."""
-        if process.stopping():
-            raise Cancelled("the run is being stopped")
+        process.raise_if_stopping()
         rest = memoryview(data).cast("B")
         size = len(rest)
         while rest:
@@ -316,8 +316,7 @@ class Writer:
         pg_dump writes 4 KiB at a time. Taking each of them wakes both sides 250,000 times a gigabyte, which costs more than
         compressing it; so where little came, the pipe gets a moment to fill.
         """
-        if process.stopping():
-            raise Cancelled("the run is being stopped")
+        process.raise_if_stopping()
         room = PIECE - self._filled
         size = os.readv(descriptor, [self._buffer[self._filled :]])
         self._filled += size
@@ -522,6 +521,58 @@ def compression_of(path: Path) -> str:
     return next((name for name, magic in MAGIC.items() if begin.startswith(magic)), "none")
 
 
+Ahead = TypeVar("Ahead", bytes, memoryview)
+
+
+def _copies(pieces: Iterator[Piece]) -> Generator[bytes, None, None]:
+    for piece in pieces:
+        yield bytes(piece)
+
+
+def _ahead(pieces: Generator[Ahead, None, None], name: str, number: int) -> Generator[Ahead, None, None]:
+    """What comes of `pieces`, brought by a thread of that name, which has at most `number` of them out: the one that was taken
+    last counts until the next is asked for."""
+    ready: queue.SimpleQueue[Ahead | BaseException | None] = queue.SimpleQueue()
+    room: queue.SimpleQueue[None] = queue.SimpleQueue()
+    given_up = threading.Event()
+
+    def produce() -> None:
+        try:
+            with contextlib.closing(pieces):
+                while True:
+                    room.get()
+                    if given_up.is_set() or process.stopping():
+                        return
+                    piece = next(pieces, None)
+                    ready.put(piece)
+                    if piece is None:
+                        return
+        except BaseException as error:  # raised in the reading thread
+            ready.put(error)
+
+    for __ in range(number):
+        room.put(None)
+    thread = threading.Thread(target=produce, name=name, daemon=True)
+    thread.start()
+    try:
+        while True:
+            try:
+                piece = ready.get(timeout=0.5)
+            except queue.Empty:
+                process.raise_if_stopping()
+                continue
+            if piece is None:
+                return
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+            room.put(None)
+    finally:
+        given_up.set()
+        room.put(None)
+        thread.join()
+
+
 class Reader:
     """Reads one file of a set: `pieces()` gives its content, decompressed; afterwards `digest()` tells what was read.
 
@@ -556,28 +607,42 @@ class Reader:
         self._stored = hashlib.sha256()
         self._stored_bytes = 0
         self._raw_bytes = 0
-        self._there = 0
+        self._read = self._there = 0
         self._complete = False
 
-    def _file(self) -> Iterator[memoryview]:
-        """The file in pieces that hold until the next is asked for."""
+    def _blocks(self, size: int, number: int) -> Generator[memoryview, None, None]:
+        """The file in blocks as it lies there; each holds until the one `number` further on is asked for."""
         try:
             descriptor = self._opened()
-            with contextlib.closing(mmap.mmap(-1, self._step)) as space, memoryview(space) as buffer:  # pages: O_DIRECT
-                try:
-                    while size := self._next(descriptor, buffer):
-                        with buffer[:size] as piece:
-                            if self._hashing:
-                                self._stored.update(piece)
-                            self._stored_bytes += size
-                            yield piece
-                        process.give_freed_memory_back()
-                finally:
-                    os.close(descriptor)
+            try:
+                buffers = [memoryview(mmap.mmap(-1, size)) for __ in range(number)]  # pages: O_DIRECT
+                for buffer in itertools.cycle(buffers):
+                    if not (there := self._next(descriptor, buffer)):
+                        return
+                    yield buffer[:there]
+            finally:
+                os.close(descriptor)
         except OSError as error:
             if self._growing is not None and self._growing.given_up:  # its writer took it away
                 raise Cancelled("the run is being stopped") from error
             raise BackupError(process.os_sentence(error, f"reading {self.path}")) from error
+
+    def _file(self) -> Generator[memoryview, None, None]:
+        """The file, counted and hashed, in pieces that hold until the next is asked for.
+
+        Past the page cache nobody reads ahead, so a thread of its own does: the disk and the hash would take turns. Behind a
+        writer there is no hurry, and its memory is better saved.
+        """
+        apart = self._past_cache and self._growing is None
+        source = _ahead(self._blocks(PIECE, 2), "disk", 2) if apart else self._blocks(self._step, 1)
+        with contextlib.closing(source) as blocks:
+            for block in blocks:
+                if self._hashing:
+                    self._stored.update(block)
+                self._stored_bytes += len(block)
+                for at in range(0, len(block), self._step):
+                    yield block[at : at + self._step]
+                process.give_freed_memory_back()
 
     def _opened(self) -> int:
         flags = os.O_RDONLY | os.O_CLOEXEC
@@ -589,53 +654,15 @@ class Reader:
         return descriptor
 
     def _next(self, descriptor: int, buffer: memoryview) -> int:
-        """Read the next piece, whole ones only while the file grows: where it ended a moment ago the disk knows no end."""
-        if self._growing is not None and self._stored_bytes + self._step > self._there and not self._growing.ended:
-            self._there = self._growing.wait_for(self._stored_bytes + STRIDE)
+        """Read the next block, whole ones only while the file grows: where it ended a moment ago the disk knows no end."""
+        if self._growing is not None and self._read + len(buffer) > self._there and not self._growing.ended:
+            self._there = self._growing.wait_for(self._read + STRIDE)
             if not _is_direct(descriptor):  # such a read would write out and wait by itself (open(2))
                 os.fdatasync(descriptor)
                 _let_go(descriptor)
-        return _unless_refused(descriptor, lambda: os.readv(descriptor, [buffer]))
-
-    def _ahead(self, pieces: Iterator[Piece]) -> Generator[bytes, None, None]:
-        """What comes of `pieces`, brought by a thread of its own."""
-        ready: queue.SimpleQueue[bytes | BaseException | None] = queue.SimpleQueue()
-        room: queue.SimpleQueue[None] = queue.SimpleQueue()
-        given_up = threading.Event()
-
-        def produce() -> None:
-            try:
-                for piece in pieces:
-                    room.get()
-                    if given_up.is_set() or process.stopping():
-                        return
-                    ready.put(bytes(piece))
-                ready.put(None)
-            except BaseException as error:  # raised in the reading thread
-                ready.put(error)
-
-        for __ in range(_READY):
-            room.put(None)
-        thread = threading.Thread(target=produce, name="read", daemon=True)
-        thread.start()
-        try:
-            while True:
-                try:
-                    piece = ready.get(timeout=0.5)
-                except queue.Empty:
-                    if process.stopping():
-                        raise Cancelled("the run is being stopped") from None
-                    continue
-                if piece is None:
-                    break
-                if isinstance(piece, BaseException):
-                    raise piece
-                room.put(None)
-                yield piece
-        finally:
-            given_up.set()
-            room.put(None)
-            thread.join()
+        size = _unless_refused(descriptor, lambda: os.readv(descriptor, [buffer]))
+        self._read += size
+        return size
 
     def pieces(self) -> Iterator[bytes]:
         """The content from its start, in pieces of up to 512 KiB; a thread of its own reads ahead.
@@ -648,7 +675,7 @@ class Reader:
         # what is handed over is less. Where nothing is hashed it decompresses.
         if decode is not None and not self._hashing:
             file, decode = decode(file, self.path), None
-        with contextlib.closing(self._ahead(file)) as ahead:
+        with contextlib.closing(_ahead(_copies(file), "read", _READY)) as ahead:
             for piece in decode(ahead, self.path) if decode is not None else ahead:
                 self._raw_bytes += len(piece)
                 if self._advance:
