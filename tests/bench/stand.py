@@ -60,7 +60,8 @@ def take_turns(contenders: list[Contender], tell: Callable[[str], None]) -> dict
     for __ in range(TIMES):
         for one in contenders:
             one.before()
-            os.sync()  # what another one left dirty must not slow this one down
+            os.sync()  # what another one left dirty must not slow this one down, nor what the disk still does about it
+            _await_quiet_disks()
             begun, used = time.perf_counter(), _processor_seconds()
             own = one.run()
             seconds, used = time.perf_counter() - begun, _processor_seconds() - used
@@ -68,6 +69,16 @@ def take_turns(contenders: list[Contender], tell: Callable[[str], None]) -> dict
             one.after()
             tell(f"    {one.name}: {samples[one.name][-1].seconds:.2f} s ({used:.2f} s of processor)")
     return {name: _median(runs) for name, runs in samples.items()}
+
+
+def _await_quiet_disks() -> None:
+    """Wait until no disk has done anything for half a second, a minute at most: a file system that is mounted with `discard`
+    tells the disk of the gigabytes that were deleted after sync(2) has come back."""
+    deadline = time.monotonic() + 60
+    before = None
+    while before != (now := Path("/proc/diskstats").read_text()) and time.monotonic() < deadline:
+        before = now
+        time.sleep(0.5)
 
 
 def _processor_seconds() -> float:
