@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -16,6 +17,8 @@ from types import FrameType
 from typing import NoReturn
 
 from tests.bench import fleet, playing, report, rows
+from tests.bench.memory import Peak
+from tests.bench.rows import MemoryResult
 from tests.bench.stand import BenchError, Stand
 from tests.support.data import Scale
 from tests.support.servers import CHECKOUT
@@ -34,7 +37,7 @@ def tell(text: str) -> None:
 
 
 def scale(sizes: dict[str, float], postgres: float = 1.0) -> Scale:
-    """The data's scale; `postgres` makes that store alone smaller."""
+    """The data's scale; `postgres` makes that store alone smaller or larger."""
     return Scale.bench(sizes["PostgreSQL"] * postgres, sizes["Redis"], sizes["vectors"])
 
 
@@ -62,17 +65,18 @@ def measure_all(sizes: dict[str, float], names: list[str], save: Callable[[repor
 
 
 def measure_memory(stand: Stand, sizes: dict[str, float], found: report.Findings) -> None:
-    """Peaks on this stand and on one with a tenth of its PostgreSQL."""
+    """Peaks on this stand and on others whose PostgreSQL is smaller and larger."""
     tell("  memory")
+    peaks: dict[float, dict[str, Peak]] = {}
     try:
-        large = rows.peaks(stand)
-        with Stand(scale(sizes, 0.1), tell) as smaller:
-            small = rows.peaks(smaller)
+        for share in sorted(rows.MEMORY_SHARES, key=lambda share: share != 1):  # this stand first, while it is as it was left
+            with contextlib.nullcontext(stand) if share == 1 else Stand(scale(sizes, share), tell) as one:
+                peaks[share] = rows.peaks(one)
     except BenchError as error:
         found.missing.append(f"memory: {error}")
         tell(f"    ✗ {error}")
         return
-    found.memory += [report.peak_of(name, small, large) for name in rows.VERBS]
+    found.memory += [MemoryResult(verb, [peaks[share][verb] for share in rows.MEMORY_SHARES]) for verb in rows.VERBS]
 
 
 def main() -> int:
