@@ -15,9 +15,14 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
-from agentmem_backup import cli
+from agentmem_backup import cli, restore
+from agentmem_backup.components.postgresql import PostgresqlRestoration
+from agentmem_backup.errors import BackupError, Cancelled
+from agentmem_backup.progress import Reporter
+from agentmem_backup.settings import load
 
 from tests.support import command, compare, data, disks, page_cache
 from tests.support.servers import Stores, empty_directory
@@ -732,6 +737,64 @@ def test_an_application_that_is_not_let_back_in_tears_no_store_from_the_others(s
     assert "the hook release failed" in done.stderr
     assert compare.differences(before, compare.capture(stores)) == []
     assert list((stores.backup_dir / ".staging").iterdir()) == []
+
+
+def restored(stores: Stores, set_id: str) -> restore.Restored:
+    """A restore in this process."""
+    done = restore.restore(load(environment=stores.environment()), Reporter(), restore.Request(set_id), lambda plan: True)
+    assert done is not None
+    return done
+
+
+def test_what_the_application_writes_once_it_is_let_in_is_no_difference(stores: Stores, tmp_path: Path) -> None:
+    """The live data is compared while the application is still kept out."""
+    made = command.create(stores, "--fingerprint", "content")
+    stores.destroy()
+    application = tmp_path / "application"
+    application.write_text(
+        "#!/bin/sh\npsql -qc 'TRUNCATE log_without_key'\n"
+        f"psql -qc 'ALTER TABLE blocks RENAME COLUMN label TO title'\nrm '{stores.config_dir}/.env'\n"
+    )
+    application.chmod(0o755)
+    hooks = tmp_path / "hooks.yml"
+    hooks.write_text(f"hooks:\n  fence: [/bin/true]\n  release: [{application}]\n")
+    env = stores.postgres.libpq_environment()
+    assert command.restore(stores, made["id"], "--config", str(hooks), env=env)["equal"]
+    assert not (stores.config_dir / ".env").exists()  # it was let in
+
+
+def test_what_cannot_be_compared_is_told_as_restored_and_not_as_failed(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = compare.capture(stores)
+    made = command.create(stores)
+    stores.destroy()
+
+    def broken(*__: object) -> NoReturn:
+        raise BackupError("the connection broke")
+
+    monkeypatch.setattr(PostgresqlRestoration, "compare", broken)
+    done = restored(stores, made["id"])
+    assert done.differences == ["postgresql: it is restored, and cannot be compared: the connection broke"]
+    assert not done.sound
+    assert "is the restored one" in done.states["postgresql"]
+    assert all(done.comparisons[name].equal for name in ("redis", "qdrant", "config"))
+    assert compare.differences(before, compare.capture(stores)) == []
+
+
+def test_a_look_that_is_broken_off_says_that_everything_is_restored(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = command.create(stores)
+    before = compare.capture(stores)
+    stores.destroy()
+
+    def stopped(*__: object) -> NoReturn:
+        raise Cancelled("stopped by SIGTERM")
+
+    monkeypatch.setattr(restore.post_checks, "run", stopped)
+    with pytest.raises(Cancelled) as caught:
+        restored(stores, made["id"])
+    told = "every store holds the restored data, but the checks afterwards were broken off (stopped by SIGTERM); postgresql: "
+    assert str(caught.value).startswith(told)
+    assert all(f"; {name}: " in str(caught.value) for name in ("qdrant", "redis", "config"))
+    assert compare.differences(before, compare.capture(stores)) == []
 
 
 def test_a_set_whose_manifest_has_vanished_is_not_taken_for_a_legacy_one(stores: Stores) -> None:

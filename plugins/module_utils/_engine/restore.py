@@ -4,7 +4,7 @@
 """Bring stores back: the sequence of a restore, from the choice of the set to the last look at the live data.
 
     lock → recover → choose → verify fully → plan and preflight → the question → prepare beside the live data, compare →
-    fence → switch (postgresql, qdrant, redis, config) → make it final → release → compare the live data → post-checks
+    fence → switch (postgresql, qdrant, redis, config) → make it final → compare the live data → release → post-checks
 
 Nothing live is touched before the switch. A failure up to the moment where the switch is made final takes back what
 can be taken back, and says for each store what is live now and where the old data lies.
@@ -75,7 +75,7 @@ class Restored:
     @property
     def differences(self) -> list[str]:
         """Everything in which the live stores differ from what was backed up."""
-        return [f"{name}: {text}" for name, one in self.comparisons.items() for text in one.differences]
+        return _all_differences(self.comparisons)
 
     @property
     def sound(self) -> bool:
@@ -120,6 +120,10 @@ class Restored:
             "duration_s": round(self.duration_s, 3),
             "warnings": self.warnings,
         }
+
+
+def _all_differences(comparisons: dict[str, Comparison]) -> list[str]:
+    return [f"{name}: {text}" for name, one in comparisons.items() for text in one.differences]
 
 
 def restore(settings: Settings, reporter: Reporter, request: Request, confirm: Callable[[Plan], bool]) -> Restored | None:
@@ -313,6 +317,10 @@ class _Run:
         self.order = [name for group in SWITCH_ORDER for name in group if name in components]
         self.final = False
         """Whether every store's switch has been made final: from then on there is no way back, and none is tried."""
+        self.comparisons: dict[str, Comparison] = {}
+        """Of the live data, once it was compared."""
+        self.released = False
+        """Whether the application was let back in."""
 
     def go(self, crew: Crew, confirm: Callable[[Plan], bool]) -> Restored | None:
         """The whole sequence."""
@@ -333,20 +341,19 @@ class _Run:
         try:
             self._prepare(crew)
             self._switch(crew)
+            states = self._states(crew)
+            checks = post_checks.run(self.settings, self.components)
         except BaseException as error:
             process.resume()
-            raise (self._not_released(crew, error) if self.final else self._take_back(crew, error)) from error
-        else:
-            comparisons = crew.each(lambda name: self._timed(name, self.restorations[name].compare))
-            states = crew.each(lambda name: self.restorations[name].state())
+            raise (self._told_of_all(crew, error) if self.final else self._take_back(crew, error)) from error
         finally:
             self._close(crew)
         restored = Restored(
             self.name,
-            comparisons,
+            self.comparisons,
             states,
             self.durations,
-            post_checks.run(self.settings, self.components),
+            checks,
             time.monotonic() - begun,
             self.reporter.warnings,
             [name for name, source in self.sources.items() if source.entry is None],
@@ -440,8 +447,7 @@ class _Run:
                 return self._timed(name, lambda: prepare(name))  # type: ignore[no-any-return]
 
         checks = crew.each(in_turn)
-        differences = [f"{name}: {text}" for name, one in checks.items() for text in one.differences]
-        if differences:
+        if differences := _all_differences(checks):
             raise VerificationError(f"what was prepared is not what was backed up: {'; '.join(differences[:10])}")
 
     def _one_after_the_other(self) -> list[str]:
@@ -463,6 +469,9 @@ class _Run:
                 self.staging.note("complete", store=name)
                 crew.one(name, lambda name=name: self._timed(name, self.restorations[name].complete))  # type: ignore[misc]
             self.final = True
+            # The application is still kept out: what it writes would be taken for a difference.
+            self.comparisons = crew.each(self._compare_live)
+        self.released = True
 
     def _switch_together(self, crew: Crew, names: list[str]) -> None:
         for name in names:
@@ -495,17 +504,41 @@ class _Run:
         error.args = ("; ".join([str(error), *states]),)
         return error
 
-    def _not_released(self, crew: Crew, error: BaseException) -> BaseException:
-        """Every store holds the restored data, and the application was not let back in; returns the error that says so.
+    def _compare_live(self, name: str) -> Comparison:
+        """One store's comparison. What cannot be looked at any more counts as different, and not as a restore that failed."""
+        try:
+            return self._timed(name, self.restorations[name].compare)  # type: ignore[no-any-return]
+        except Cancelled:
+            raise
+        except BackupError as error:
+            return Comparison(differences=[f"it is restored, and cannot be compared: {error}"])
 
-        Taking some stores back now would tear them apart from PostgreSQL, whose switch is final.
+    def _states(self, crew: Crew) -> dict[str, str]:
+        return crew.each(lambda name: self.restorations[name].state())
+
+    def _told_of_all(self, crew: Crew, error: BaseException) -> BaseException:
+        """The error after the switch was made final, with what it broke off and the state of every store.
+
+        Taking some stores back now would tear them apart from PostgreSQL.
         """
-        states = [f"{name}: {crew.one(name, self.restorations[name].state)}" for name in self.order]
-        sentence = "every store holds the restored data, not yet compared, but the application was not let back in"
-        if not isinstance(error, BackupError):
-            self.reporter.warn("; ".join([sentence, *states]))
-            return error
-        error.args = ("; ".join([f"{sentence} ({error}): start it by hand", *states]),)
+        states = self._states(crew)
+        why = error if isinstance(error, BackupError) else "see the error"
+        if not self.comparisons:
+            told = f"every store holds the restored data, but comparing it was broken off ({why})"
+        elif not self.released:
+            told = f"every store holds the restored data, but the application was not let back in ({why}): start it by hand"
+        else:
+            told = f"every store holds the restored data, but the checks afterwards were broken off ({why})"
+        differences = _all_differences(self.comparisons)
+        parts = [
+            told,
+            *(["it differs from what was backed up", *differences[:10]] if differences else []),
+            *(f"{name}: {states[name]}" for name in self.order),
+        ]
+        if isinstance(error, BackupError):
+            error.args = ("; ".join(parts),)
+        else:
+            self.reporter.warn("; ".join(parts))
         return error
 
     def _close(self, crew: Crew) -> None:
