@@ -74,7 +74,9 @@ class PostgresqlSettings:
     lock_timeout_s: float = _option(
         10.0, "how long to wait for the tables' locks before letting go and trying again", bounds=(0.1, 3600)
     )
-    lock_attempts: int = _option(6, "how often to try for the locks", bounds=(1, 1000))
+    lock_attempts: int = _option(
+        6, "how often to try for the locks, and for how many of their timeouts, whichever is longer", bounds=(1, 1000)
+    )
     include_tables: list[str] = _option([], "patterns of schema.table; only these are backed up")
     exclude_tables: list[str] = _option([], "patterns of schema.table that are left out")
     jobs: int = _option(0, "parallel jobs of pg_restore; 0: one per processor, at most 4", bounds=(0, 256))

@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import select
 import shutil
 import subprocess
@@ -719,6 +720,16 @@ WITH temporary AS (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname ~ '^pg_
 SELECT DISTINCT catalog FROM by WHERE whom > 0 AND pg_catalog.pg_xact_status(whom::text::xid8) = 'committed' ORDER BY 1"""  # noqa: S608  constants
 
 
+# Whether the session of that name waits for a lock that it cannot get before we let go: it waits for somebody who waits for us.
+_ENTANGLED = """
+WITH RECURSIVE waits(pid) AS (
+  SELECT pid FROM pg_catalog.pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'
+  UNION SELECT blocking FROM waits, pg_catalog.unnest(pg_catalog.pg_blocking_pids(waits.pid)) AS blocking)
+SELECT EXISTS (SELECT FROM waits WHERE pid = pg_catalog.pg_backend_pid())"""
+_LOOK_MS = 100
+_LONGEST_PAUSE_S = 2.0
+
+
 class PostgresqlCut(Cut):
     """All tables locked ACCESS SHARE, and a snapshot exported; pg_dump and the fingerprint both look through it."""
 
@@ -728,20 +739,23 @@ class PostgresqlCut(Cut):
         self._access = component.access
         self._level = level
         self._connection: Connection | None = None
-        self._snapshot = self._encoding = ""
+        self._snapshot = self._encoding = self._dumper = ""
         self._inventory = Inventory()
         self._sequences: dict[str, dict[str, Any]] = {}
         self._entry: dict[str, Any] = {}
         self._warnings: list[str] = []
         self._ready: Callable[[], None] | None = None
         self._attempt = 0
+        self._begun = 0.0
         self.moment: datetime = clock.now()
 
     # Taking it
 
     def open(self, ready: Callable[[], None]) -> None:
-        """Lock, call `ready` once, export the snapshot. Raises BackupError after `lock_attempts` in vain."""
+        """Lock, call `ready` once, export the snapshot. Raises BackupError after `lock_attempts` in vain, where so many of their
+        timeouts have passed, too: most attempts end long before it."""
         self._ready = ready
+        self._begun = time.monotonic()
         self._connection = self._access.connect()
         self._tool = find_tool("pg_dump", self._settings.bin_dir, major_of(self._connection))
         self._standby = on_standby(self._connection)
@@ -785,14 +799,17 @@ class PostgresqlCut(Cut):
         blocker = self._blocker()
         with self._access.answered("letting go of the tables"):
             self._open.execute("ROLLBACK")
-        if self._attempt >= self._settings.lock_attempts:
+        most = self._settings.lock_attempts
+        if self._attempt >= most and time.monotonic() >= self._begun + most * self._settings.lock_timeout_s:
             raise BackupError(
                 f"PostgreSQL {self._access.where}: {reason} in {self._attempt} attempts"
                 + (f" ({blocker})" if blocker else "")
                 + ": back up at a quieter time, or raise lock_timeout_s or lock_attempts"
             )
         self._component.reporter.step(f"postgresql: {reason}; letting go and trying again" + (f" ({blocker})" if blocker else ""))
-        until = time.monotonic() + min(0.2 * 2**self._attempt, 5.0)
+        # Never the same twice: who keeps an application's time meets it again and again.
+        pause = min(0.2 * 2**self._attempt, _LONGEST_PAUSE_S) * (0.5 + secrets.randbelow(500) / 1000)
+        until = time.monotonic() + pause
         while time.monotonic() < until:
             process.raise_if_stopping()
             time.sleep(0.05)
@@ -825,6 +842,7 @@ class PostgresqlCut(Cut):
             announce, self._ready = self._ready, None
             announce()
         self._snapshot = str(value(connection, "SELECT pg_catalog.pg_export_snapshot()"))
+        self._dumper = f"agentmem-backup, pg_dump of {value(connection, 'SELECT pg_catalog.pg_backend_pid()')}"
         self._encoding = connection.info.parameter_status("server_encoding") or ""
         self.moment = clock.now()
         if relations(connection) != before:
@@ -873,7 +891,7 @@ class PostgresqlCut(Cut):
     def _dump_once(self, out: Writer) -> None:
         with (
             ThreadPoolExecutor(1, thread_name_prefix="fingerprint") as pool,
-            process.Child(self._command(), env=self._access.environment(), buffered=True, fed=True) as child,
+            process.Child(self._command(), env=self._environment(), buffered=True, fed=True) as child,
         ):
             self._await_definitions(child)
             taken = pool.submit(fingerprint, self._open, self._level, self._inventory, self._sequences)
@@ -896,7 +914,9 @@ class PostgresqlCut(Cut):
         """
         waiting = select.poll()
         waiting.register(child.stdout.fileno(), select.POLLIN)
-        has_begun = any(event & select.POLLIN for __, event in waiting.poll())
+        while not (events := waiting.poll(_LOOK_MS)):
+            self._look_for_entangled()
+        has_begun = any(event & select.POLLIN for __, event in events)
         with self._access.answered("looking for changed definitions"):
             changed = [str(catalog) for (catalog,) in rows(self._open, _CHANGED)]
         if changed:
@@ -910,6 +930,18 @@ class PostgresqlCut(Cut):
                 # Nothing has gone out yet, so letting go costs nothing; holding on would stop the application.
                 raise _Contended("pg_dump could not lock the tables within the timeout") from None
             raise
+
+    def _look_for_entangled(self) -> None:
+        """Raises _Contended where pg_dump waits for a lock behind somebody who waits for ours.
+
+        A TRUNCATE that came between our locks and pg_dump's waits for us, and pg_dump behind it, until the timeout; and so does
+        whoever only reads that table (measured: the application stood still for 10 s an attempt).
+        """
+        process.raise_if_stopping()
+        with self._access.answered("looking for who waits"):
+            self._open.execute("SELECT pg_catalog.pg_stat_clear_snapshot()")  # else a transaction sees what it saw first
+            if value(self._open, _ENTANGLED, [self._dumper]):
+                raise _Contended("pg_dump waits for a lock behind somebody who waits for ours")
 
     def _pump(self, child: process.Child, out: Writer, taken: Future[dict[str, Any]]) -> None:
         pipe = child.stdout.fileno()
@@ -926,6 +958,9 @@ class PostgresqlCut(Cut):
                 with self._access.answered("taking the fingerprint"):
                     raise cause from None
             raise
+
+    def _environment(self) -> dict[str, str]:
+        return {**self._access.environment(), "PGAPPNAME": self._dumper}
 
     def _command(self) -> list[str]:
         command = [self._tool.path, "--format=custom", "--compress=0", "--no-password", f"--snapshot={self._snapshot}"]
