@@ -763,6 +763,15 @@ def test_what_the_application_writes_once_it_is_let_in_is_no_difference(stores: 
     assert not (stores.config_dir / ".env").exists()  # it was let in
 
 
+def test_two_restores_never_give_the_old_data_one_name(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of two within one second failed: there was a database of that name."""
+    made = command.create(stores)
+    waited: list[str] = []
+    monkeypatch.setattr(restore.clock, "outlast", waited.append)
+    state = restored(stores, made["id"]).states["postgresql"]
+    assert [state.rpartition("__before_")[2]] == waited
+
+
 def test_what_cannot_be_compared_is_told_as_restored_and_not_as_failed(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     before = compare.capture(stores)
     made = command.create(stores)

@@ -108,3 +108,10 @@ def test_a_time_beyond_the_calendar_is_refused_in_words(text: str) -> None:
 )  # fmt: skip
 def test_age_is_said_as_a_person_says_it(seconds: int, said: str) -> None:
     assert clock.age(NOON, NOON + timedelta(seconds=seconds)) == said
+
+
+def test_a_second_is_outlasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = [datetime(2025, 1, 3, 12, 0, second, tzinfo=timezone.utc) for second in (7, 7, 7, 8, 9)]
+    monkeypatch.setattr(clock, "now", lambda: moments.pop(0))
+    clock.outlast("20250103_120007")
+    assert [one.second for one in moments] == [9]

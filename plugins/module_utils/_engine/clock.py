@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import time
 from datetime import datetime, timedelta, timezone
 
 from .errors import UsageError
@@ -36,6 +37,12 @@ def set_id(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y%m%d_%H%M%S")
 
 
+def outlast(text: str) -> None:
+    """Wait until the second is over that an ID names: whoever comes next takes names of its own from it."""
+    while set_id(now()) == text:
+        time.sleep(0.02)
+
+
 def is_set_id(text: str) -> bool:
     """Whether `text` has an ID's form and names a real date and time."""
     return bool(_ID.fullmatch(text)) and _parsed(text) is not None
@@ -52,8 +59,8 @@ def id_time(set_id_text: str) -> datetime:
 def _parsed(text: str) -> datetime | None:
     # By hand: strptime takes ten times as long, and a listing parses thousands.
     try:
-        date, time = int(text[:8]), int(text[9:])
-        return datetime(date // 10000, date // 100 % 100, date % 100, time // 10000, time // 100 % 100, time % 100, tzinfo=UTC)
+        day, hour = int(text[:8]), int(text[9:])
+        return datetime(day // 10000, day // 100 % 100, day % 100, hour // 10000, hour // 100 % 100, hour % 100, tzinfo=UTC)
     except ValueError:
         return None
 

@@ -172,6 +172,7 @@ def _restore_locked(
         finally:
             staging.discard()
             settle(directory, settings, collecting)
+            clock.outlast(context.stamp)  # what it put aside has that in its name
         if restored is not None:
             seconds = {one: round(value, 3) for one, value in restored.durations.items()}
             audit.record(directory, collecting, "restore", "done", what=name, seconds=seconds, equal=restored.equal)

@@ -843,7 +843,8 @@ class QdrantComponent(Component):
             try:
                 info = nodes[0].info(name)
             except Answered as error:
-                found.problems.append(f"collection {name} does not answer ({error}): repair or delete it first")
+                if error.status != 404 or name in nodes[0].collections():  # else it was deleted since it was listed
+                    found.problems.append(f"collection {name} does not answer ({error}): repair or delete it first")
                 continue
             if problem := _problem(name, info):
                 found.problems.append(problem)
@@ -1345,6 +1346,8 @@ class _Collection:
     snapshots: list[_Made] = field(default_factory=list)
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
     not_digested: str = ""
+    gone: bool = False
+    """Deleted before anything of it was in the file."""
 
     def digest(self) -> points.Digest:
         """All shards together."""
@@ -1394,7 +1397,12 @@ class QdrantCut(Cut):
         everything = first.collections()
         chosen = self.component.select(everything)
         self.left_out = [name for name in everything if name not in chosen]
-        self.collections = [_Collection(name, first.info(name)) for name in chosen]
+        for name in chosen:
+            try:
+                self.collections.append(_Collection(name, first.info(name)))
+            except Answered as error:
+                if not self._was_deleted(error, name):  # since it was listed
+                    raise
         problems = [problem for one in self.collections if (problem := _problem(one.name, one.info))]
         if problems:
             raise BackupError("; ".join(problems))
@@ -1402,7 +1410,12 @@ class QdrantCut(Cut):
         self.moment = clock.now()
         if self.collections:
             _at_once(self._make, self.collections)
-        self.aliases = {alias: name for alias, name in sorted(first.aliases().items()) if name in chosen}
+        held = [one.name for one in self._held()]
+        self.aliases = {alias: name for alias, name in sorted(first.aliases().items()) if name in held}
+
+    def _held(self) -> list[_Collection]:
+        """The collections that are in the file, or will be."""
+        return [one for one in self.collections if not one.gone]
 
     def _make(self, collection: _Collection) -> None:
         """The snapshots of one collection, one node after the other, between two looks at it."""
@@ -1415,7 +1428,7 @@ class QdrantCut(Cut):
                 collection.snapshots.append(_Made(node, collection.name, _traits(made), shards))
             self._look_afterwards(collection)
         except Answered as error:
-            raise self._explained(error, collection.name) from error
+            self._miss(collection, error)
 
     def _look_afterwards(self, collection: _Collection) -> None:
         """Count and describe a collection whose snapshots were made; what is in them lies between this and the look before."""
@@ -1428,28 +1441,46 @@ class QdrantCut(Cut):
                 f" {old}: run the backup again"
             )
 
-    def _explained(self, error: Answered, collection: str) -> BackupError:
-        if error.status != 404:
-            return error
-        with contextlib.suppress(BackupError):
-            if collection not in self.nodes[0].collections():
-                return BackupError(
-                    f"collection {collection} was deleted while it was being dumped: run the backup again (a snapshot of it may "
-                    "remain in the server's snapshots folder)"
-                )
-        return error
+    def _was_deleted(self, error: Answered, collection: str) -> bool:
+        """Whether the server answered so because there is no such collection any more."""
+        if error.status == 404:
+            with contextlib.suppress(BackupError):
+                return collection not in self.nodes[0].collections()
+        return False
+
+    def _miss(self, collection: _Collection, error: Answered) -> None:
+        """Go on without a collection that was deleted before anything of it was in the file; raises `error` where it was not.
+
+        An application that keeps a collection for as long as a session must not cost the whole backup.
+        """
+        if not self._was_deleted(error, collection.name):
+            raise error
+        if any(made.sha256 for made in collection.snapshots):
+            raise BackupError(
+                f"collection {collection.name} was deleted while it was being dumped, and a part of it is in the file: run the "
+                "backup again"
+            ) from error
+        collection.gone = True
+        self.warnings.append(
+            f"collection {collection.name} was deleted before it could be dumped and is not in the backup"
+            + (" (a snapshot of it may remain in the server's snapshots folder)" if collection.snapshots else "")
+        )
 
     def dump(self, out: Writer) -> None:
         """Fetch every snapshot into the tar, delete the server's copy, and write the inventory last.
 
         The last copy is left to `close`: while the server deletes its gigabytes, the end of the file is read back.
         """
-        waiting = [(collection, made) for collection in self.collections for made in collection.snapshots]
+        waiting = [(collection, made) for collection in self._held() for made in collection.snapshots]
         for collection, made in waiting:
+            if collection.gone:
+                continue
             try:
-                self._fetch(collection, made, out)
+                opened = self._opened(collection, made)
             except Answered as error:
-                raise self._explained(error, collection.name) from error
+                self._miss(collection, error)
+            else:
+                self._fetch(collection, made, opened, out)
             if made is not waiting[-1][1]:
                 self._delete(made)
         self._readings.finish()
@@ -1458,7 +1489,7 @@ class QdrantCut(Cut):
             "format": 1,
             "server": {"name": "Qdrant", "version": self.nodes[0].version},
             "nodes": [node.name for node in self.nodes],
-            "collections": [one.record() for one in self.collections],
+            "collections": [one.record() for one in self._held()],
             "aliases": self.aliases,
         }
         content = json.dumps(self._inventory, indent=1, ensure_ascii=False, sort_keys=True).encode()
@@ -1484,8 +1515,7 @@ class QdrantCut(Cut):
                 self._look_afterwards(collection)
         return self.component.opened(made.node, collection.name, made.traits)
 
-    def _fetch(self, collection: _Collection, made: _Made, out: Writer) -> None:
-        opened = self._opened(collection, made)
+    def _fetch(self, collection: _Collection, made: _Made, opened: Iterator[memoryview], out: Writer) -> None:
         what = f"the snapshot {made.name}"
         mtime = int(self.moment.timestamp())
         out.write(tarball.header(_file_name(made.node.name, collection.name), made.size, mtime=mtime))
@@ -1520,13 +1550,15 @@ class QdrantCut(Cut):
     def _look_again(self) -> None:
         """What came and went while we dumped."""
         now = self.nodes[0].collections()
-        known = {*(one.name for one in self.collections), *self.left_out}
+        held = [one.name for one in self._held()]
+        known = {*held, *self.left_out}
+        self.aliases = {alias: name for alias, name in self.aliases.items() if name in held}
         for name in now:
             if name not in known:
                 self.warnings.append(f"collection {name} was created during the dump and is not in it")
-        for one in self.collections:
-            if one.name not in now:
-                self.warnings.append(f"collection {one.name} was deleted during the dump; the file holds it as it was at the cut")
+        for name in held:
+            if name not in now:
+                self.warnings.append(f"collection {name} was deleted during the dump; the file holds it as it was at the cut")
 
     def entry(self) -> dict[str, Any]:
         """The inventory, the fingerprint, and what a restore needs."""
@@ -1550,7 +1582,7 @@ class QdrantCut(Cut):
 
     def _fingerprint(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for one in self.collections:
+        for one in self._held():
             found[one.name] = {"count_before": one.before, "count_after": one.after}
             if self.level != CONTENT:
                 continue
