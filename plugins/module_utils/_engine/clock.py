@@ -38,8 +38,10 @@ def set_id(moment: datetime) -> str:
 
 
 def outlast(text: str) -> None:
-    """Wait until the second is over that an ID names: whoever comes next takes names of its own from it."""
-    while set_id(now()) == text:
+    """Wait until the second is over that an ID names: whoever comes next takes names of its own from it. Not for a clock that
+    stands still."""
+    deadline = time.monotonic() + 2
+    while set_id(now()) == text and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
