@@ -197,11 +197,15 @@ def faults(stores: Stores) -> list[str]:
         if (rows := one("SELECT count(*) FROM widened")) != (500,):
             found.append(f"the table whose columns change holds {rows}")
     with stores.redis.client(db=3) as client:
+        if not any(client.exists(f"pair:{pair}:left") for pair in range(PAIRS)):
+            found.append("no pair is there")
         for pair in range(PAIRS):
             left, right = client.mget(f"pair:{pair}:left", f"pair:{pair}:right")
             if left != right:
                 found.append(f"pair {pair} holds {left!r} and {right!r}")
-    for path in stores.config_dir.glob("storm-?"):
+    if not (paths := list(stores.config_dir.glob("storm-?"))):
+        found.append("none of the files is there")
+    for path in paths:
         content = path.read_bytes()
         if hashlib.sha256(content[:-32]).digest() != content[-32:]:
             found.append(f"{path.name} is not whole")

@@ -482,6 +482,13 @@ class Node:
         """Whether there is such a collection or alias."""
         return bool(self.ask("GET", _path(collection) + "/exists", what=f"looking for collection {collection}")["exists"])
 
+    def has_lost(self, collection: str, error: Answered) -> bool:
+        """Whether the server answered so because there is no such collection any more."""
+        if error.status == 404:
+            with contextlib.suppress(BackupError):
+                return collection not in self.collections()
+        return False
+
     def delete_collection(self, collection: str) -> None:
         """Delete a collection; one that is gone is no error."""
         self.ask("DELETE", _path(collection), what=f"deleting collection {collection}")
@@ -843,7 +850,7 @@ class QdrantComponent(Component):
             try:
                 info = nodes[0].info(name)
             except Answered as error:
-                if error.status != 404 or name in nodes[0].collections():  # else it was deleted since it was listed
+                if not nodes[0].has_lost(name, error):  # since it was listed
                     found.problems.append(f"collection {name} does not answer ({error}): repair or delete it first")
                 continue
             if problem := _problem(name, info):
@@ -1401,7 +1408,7 @@ class QdrantCut(Cut):
             try:
                 self.collections.append(_Collection(name, first.info(name)))
             except Answered as error:
-                if not self._was_deleted(error, name):  # since it was listed
+                if not first.has_lost(name, error):  # since it was listed
                     raise
         problems = [problem for one in self.collections if (problem := _problem(one.name, one.info))]
         if problems:
@@ -1441,19 +1448,12 @@ class QdrantCut(Cut):
                 f" {old}: run the backup again"
             )
 
-    def _was_deleted(self, error: Answered, collection: str) -> bool:
-        """Whether the server answered so because there is no such collection any more."""
-        if error.status == 404:
-            with contextlib.suppress(BackupError):
-                return collection not in self.nodes[0].collections()
-        return False
-
     def _miss(self, collection: _Collection, error: Answered) -> None:
         """Go on without a collection that was deleted before anything of it was in the file; raises `error` where it was not.
 
         An application that keeps a collection for as long as a session must not cost the whole backup.
         """
-        if not self._was_deleted(error, collection.name):
+        if not self.nodes[0].has_lost(collection.name, error):
             raise error
         if any(made.sha256 for made in collection.snapshots):
             raise BackupError(
